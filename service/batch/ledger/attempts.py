@@ -69,11 +69,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class EncodedOutcomes:
-    """Outcomes as the parameter :rows of the statements that write them: of that for runs, and of
-    that for attempts.
+    """Outcomes as the parameter :rows of the two statements that write them, the one for runs and
+    the one for attempts.
 
     `same`: columns of attempts that have the same value in all rows. They are not in `rows`.
-    `is_plain`: no outcome has more than most have.
+    `is_plain`: whether no outcome has any of the rare attributes.
     """
 
     rows: str
@@ -81,7 +81,8 @@ class EncodedOutcomes:
     is_plain: bool
 
     def source(self, kind: str) -> str:
-        """SQL for a FROM item with these rows. `kind`: of the database.
+        """SQL for a FROM item with these rows. `kind`: of the database. If all outcomes are plain,
+        the other columns are not read: each of them would take SQLite half a microsecond.
 
         If all have only what the outcomes of most runs have, the other columns are not looked for:
         that would take SQLite half a microsecond for each of them.
@@ -133,7 +134,7 @@ _COLUMNS = ("id", "fence", "state", "reason", "result", "due_at", "rank", *PROGR
 _PLAIN = {"id", "fence", "state", "ended_at"}
 _READ = [*(runs.c[name] for name in (*_COLUMNS, "fingerprint", "gate")), attempts.c.ended_at]
 _RARE = ("reason", "result", "error", "due_at", "rank", "fingerprint", *PROGRESS_COLUMNS)
-"""Attributes of outcomes that most of them leave at None."""
+"""Attributes that are None in most outcomes."""
 _OFTEN_SAME = ("number", "node", "outcome", "started_at")
 """Attributes for the rows of attempts that many outcomes have in common."""
 _rare_of = attrgetter(*_RARE)
@@ -147,12 +148,12 @@ OPENED_AGAIN = ", ".join(
 """A run that fails again is neither acknowledged nor made good."""
 
 KEPT_BACK = "kept_back"
-"""The fingerprint of a slot that was skipped because of what it waited for, although nothing of
-that has failed.
+"""The fingerprint of a slot that was skipped because of what it waited for, although none of those
+has failed.
 """
 
-# What is wrong with a run is noticed after each end of an attempt, once (see
-# tables.UNNOTICED_RUN_SQL). What is wrong with a part is noticed with its parent.
+# The watch notices what is wrong with a run once after each end of an attempt (see
+# tables.UNNOTICED_RUN_SQL). It notices what is wrong with a part by its parent.
 _BEFORE = (
     f"CASE WHEN NOT {_HAS_FAILED} OR batch_runs.fingerprint <> '{KEPT_BACK}' THEN "
     "batch_runs.fingerprint END"
@@ -196,12 +197,12 @@ AS_NEW = (
     "attempt, losses = 0, "
     "count_lost = NULL, cancel_at = NULL, cancel_by = NULL, cancel_reason = NULL"
 )
-"""The SET clause for a run that a person lets begin once more."""
+"""The SET clause for a run that a person starts anew."""
 
 
 def failed_without_attempt(fingerprint: str, now: datetime) -> dict[str, Any]:
-    """The values of a run that fails while it waits for a node. Parts are not noticed by
-    themselves.
+    """The values of a run that fails while it waits for a node. The watch notices parts only by
+    their parents.
     """
     is_part = runs.c.origin == Origin.PART
     return {
@@ -288,8 +289,8 @@ async def record(connection: AsyncConnection, encoded: EncodedOutcomes) -> None:
 
 
 async def unrecorded(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those of `outcomes` that are not in the ledger. The others were written by a COMMIT whose
-    reply was lost.
+    """Those of `outcomes` that are not in the ledger. A COMMIT whose reply was lost has written the
+    others.
     """
     statement = select(attempts.c.run, attempts.c.fence, attempts.c.outcome).where(
         attempts.c.run.in_([outcome.id for outcome in outcomes])

@@ -1,5 +1,5 @@
 """Buckets of ten minutes: how many slots of each task became what, which buckets are counted, and
-marking those in which a slot changes afterwards.
+how buckets are marked when one of their slots changes later.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ async def slots_have_changed(
     """Mark the buckets of these slots, so that they are counted again.
 
     Call it late in the transaction that changes the slots: their rows are locked until its end.
-    Whoever counts a bucket locks its row first, so it sees this change, or is marked by it
-    afterwards.
+    A transaction that counts a bucket locks its row first. So it sees this change, or this change
+    marks the bucket after it.
     """
     changed = {bucket_of(slot) for slot in slots if slot is not None and slot >= now - KEPT}
     if not changed:
@@ -109,7 +109,7 @@ async def slots_have_changed(
 
 
 async def counted(connection: AsyncConnection, since: datetime, until: datetime) -> set[datetime]:
-    """The buckets from `since` up to `until` (excluded) whose tally is right."""
+    """The buckets from `since` up to `until` (excluded) whose tally is up to date."""
     query = select(buckets.c.bucket).where(
         buckets.c.bucket >= since, buckets.c.bucket < until, buckets.c.counted_at.is_not(None)
     )

@@ -24,11 +24,11 @@ from service.database import sql
 from service.database.types import Id
 
 DEEPEST = 10
-"""Steps of a chain that are followed, at most."""
+"""At most this many steps of a chain are followed."""
 MAY_HAVE_CAUSE = (RunState.WAITING, RunState.SKIPPED)
 """A run in one of these states is in the way because of what is in its own way."""
 MOST_BEFORE = 500
-"""The causes of at most this many runs are looked for."""
+"""The causes of at most this many runs are searched for."""
 
 _HELD = (
     "((coalesce(b.state, '') = 'waiting' AND b.gate = 'success') OR (coalesce(b.state, '') = "
@@ -38,7 +38,7 @@ _HELD += "IS NOT NULL))"
 """Whether a run `b` is held back by what it waits for: it waits for a success, or was closed and
 may wait again.
 """
-# With the bare column PostgreSQL might read all members of all groups, by their index.
+# With the bare column, PostgreSQL might read all members of all groups by their index.
 _AWAITED_BY = "nullif(a.awaited_by, a.id)"
 _COLUMNS: list[Column[Any]] = [
     Column("before", Id),
@@ -52,7 +52,7 @@ async def after(
     """The runs that wait, or have waited, for the runs `ids`: at most `most`, each with the id of
     the run `before` it.
 
-    `only_held`: only those that it holds back as long as it has not succeeded.
+    `only_held`: only those that it holds back until it has succeeded.
     """
     if not ids:
         return []
@@ -89,8 +89,8 @@ async def before(
 
 
 async def members_by_state(connection: AsyncConnection, run: str, most: int) -> Sequence[Row[Any]]:
-    """The members of the group of a run by task and state, with their number; of this many at most.
-    Parts are none.
+    """The members of a run's group, counted by task and state, at most this many. Parts are not
+    members.
     """
     hint = sql.hint("ix_batch_runs_members", connection.dialect.name)
     statement = sql.statement(
@@ -104,8 +104,9 @@ async def members_by_state(connection: AsyncConnection, run: str, most: int) -> 
 
 
 async def in_the_way(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, AwaitedSlot]:
-    """For each of the runs `ids` that waits or was closed, and for those that are in their way:
-    what is in its way.
+    """For each of the runs `ids` that waits or was closed, and for the runs in their way: what is
+    in its way. If several slots are, it is the one that needs the most work: one that has failed
+    comes before one that runs.
 
     Of several slots it is the one for which most has to be done: one that has failed comes before
     one that runs.
@@ -136,7 +137,7 @@ async def in_the_way(connection: AsyncConnection, ids: Iterable[str]) -> dict[st
 
 
 async def _opened_by_any_end(connection: AsyncConnection, ids: Sequence[str]) -> set[str]:
-    """Those of the runs `ids` that are opened by any end of what they wait for, whether it succeeds
+    """Those of the runs `ids` that open when what they wait for has ended, whether it has succeeded
     or not.
     """
     theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
@@ -179,9 +180,9 @@ def _badness(slot: AwaitedSlot) -> int:
 # any depth. A retry that succeeds lets them go on.
 
 MOST_FAILED = 200
-"""This many failed runs of one error are looked at, the newest ones."""
+"""At most this many failed runs of one error are read: the newest ones."""
 MOST_KEPT = 1_000
-"""Runs that are counted at each step of the chains, at most."""
+"""At most this many runs are counted at each step of the chains."""
 MOST_ERRORS = 20
 
 K = TypeVar("K")
@@ -223,7 +224,7 @@ async def kept_back_by_errors(
 
 
 async def kept_back_by_run(connection: AsyncConnection, run: str) -> list[KeptBack]:
-    """What this run keeps back as long as it has not succeeded."""
+    """What this run keeps back until it has succeeded."""
     return (await _kept(connection, {run: {run}}, set())).get(run, [])
 
 
@@ -244,8 +245,8 @@ def _failed(number: int) -> TextualSelect:
 async def _kept(
     connection: AsyncConnection, roots: Mapping[str, set[K]], cut: set[K]
 ) -> dict[K, list[KeptBack]]:
-    """What is kept back by runs, step by step. `roots`: by the id of a run, what it belongs to.
-    `cut`: may be more.
+    """What runs keep back, step by step. `roots`: what each run belongs to, by its id. `cut`: may
+    be more.
     """
     belong: dict[str, set[K]] = {run: set(keys) for run, keys in roots.items()}
     numbers: dict[tuple[K, str, bool], int] = defaultdict(int)

@@ -1,7 +1,7 @@
 """Duties: what one process at a time does. A duty is taken by compare-and-set.
 
-Most are held until an instant. Those of the watch and of tickets are held as long as the event loop
-of their node works, which each beat of the node says, so an idle service writes nothing more.
+Most are held until an instant. The duties of the watch and of tickets are held while the event loop
+of their node works. Each beat of the node says so, so an idle service writes nothing more.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ duties = Table(
     Column("node", Id),
     Column("until", UtcDateTime, nullable=False),
 )
-"""`node` holds the duty `name` until then, by the database's time."""
+"""`node` holds the duty `name` until `until`, by the database's time."""
 
 WATCH = "watch"
 SHARE_OF_LEASE = 0.5
 """A node whose event loop has stood still for this share of LEASE_SECONDS loses its duties: within
-a lease another one has read that and has taken them.
+a lease, another node has read that and has taken them.
 """
 
 _TAKE = sql.statement(
@@ -52,8 +52,8 @@ async def take(
 
 
 _IS_ALIVE = "n.stopped_at IS NULL AND n.fires AND NOT n.draining AND n.loop_lag < :longest_lag"
-"""The work of a duty is done on the event loop of its node: a node whose loop stands still does not
-do it.
+"""The node does the work of a duty on its event loop, so a node whose loop stands still does not do
+it.
 """
 _IS_HELD = text(
     f"EXISTS (SELECT 1 FROM batch_nodes n WHERE n.id = batch_duties.node AND {_IS_ALIVE})"

@@ -31,10 +31,11 @@ from service.batch.ledger.tables import (
 )
 
 MOST_COUNTED = 10_000
-"""Runs of one state are counted up to this number, and parts of runs, too."""
+"""Runs of one state are counted up to this number, and so are parts of runs."""
 
 LOOKED = 100
-"""So many of the newest runs of a task are looked at for its last success and its failures since.
+"""At most this many of a task's newest runs are searched for its last success and its failures
+since.
 """
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -45,8 +46,8 @@ class Totals:
     """`now`: the database time (UTC). `runs`, `parts`: how many runs and parts of runs are in each
     active state.
 
-    Of each state MOST_COUNTED runs are counted at most, and this many parts.
-    `verified_backup_at`: when the newest verified backup was taken (UTC); None without one.
+    At most MOST_COUNTED runs and as many parts are counted in each state. `verified_backup_at`:
+    when the newest verified backup was taken (UTC); None without one.
     """
 
     now: datetime
@@ -76,8 +77,8 @@ async def totals(connection: AsyncConnection) -> Totals:
 
 
 def _first(state: RunState, kind: str) -> str:
-    """SQL for the oldest runs in a state, or parts. `kind`: the condition that it is a part, or
-    that it is none.
+    """SQL for the oldest runs in a state, or parts. `kind`: the condition that a run is a part, or
+    is not one.
 
     The order, and a limit whose value PostgreSQL does not know when it plans, let it read the index
     of the states, and not all runs.
@@ -102,10 +103,11 @@ _COUNTS = text(
 
 
 async def oldest_waiting_since(connection: AsyncConnection) -> datetime | None:
-    """Since when the run waits that could have started first of all (UTC). None if no run waits.
+    """Since when the run that could have started first of all has waited (UTC); None if no run
+    waits. These are queued and interrupted runs that no pause holds.
 
     These are queued and interrupted runs that no pause holds. It costs some index lookups for each
-    task that has such runs, however many there are.
+    task that has such runs, however many runs there are.
     """
     return (await connection.execute(_oldest_waiting())).scalar()
 
@@ -163,8 +165,8 @@ _FAILURES = (
 
 
 def _tasks(which: str) -> TextualSelect:
-    """A query for tasks. The names are materialized, or PostgreSQL would look for each last success
-    several times.
+    """A query for tasks. The names are materialized; otherwise PostgreSQL would search for each
+    last success several times.
     """
     names = ("last_success_at", "p50", "p95")
     last, p50, p95 = (
@@ -191,8 +193,8 @@ _ONE_TASK = _tasks("t.name = :name")
 
 
 async def task_rows(connection: AsyncConnection) -> list[TaskRow]:
-    """All tasks that were not removed, by name. It reads the runs of a task back to its last
-    success only.
+    """All tasks that were not removed, by name. It reads the runs of a task only back to its last
+    success.
     """
     return [_task_row(row) for row in await connection.execute(_ALL_TASKS)]
 

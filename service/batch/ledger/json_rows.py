@@ -85,8 +85,8 @@ def encode(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
     return _without_unstorable(encoded) if _UNSTORABLE.search(encoded) else encoded
 
 
-# PostgreSQL can store neither U+0000 nor half a surrogate pair in a text. Such a row must not make
-# all others fail.
+# PostgreSQL can store neither U+0000 nor half a surrogate pair in a text. One such row must not
+# make all others fail.
 _UNSTORABLE = re.compile(r"\\(u0000|ud[89a-f])", re.IGNORECASE)
 
 
@@ -180,10 +180,10 @@ async def insert_encoded(
     same: Mapping[str, Any],
     conflict: str = "",
 ) -> int:
-    """Insert rows that `encode` has encoded, as `insert` does. Returns their number. `same`: what
-    all have in common.
+    """Insert rows that `encode` has encoded, as `insert` does. Returns their number. `same`: the
+    values that all rows have in common.
 
-    `columns`: by the name of a column of the table, the column with the name and the type of the
+    `columns`: maps the name of a column of the table to the column with the name and type of the
     encoded value.
     """
     kind = connection.dialect.name
@@ -192,7 +192,7 @@ async def insert_encoded(
     values = ", ".join(
         [*(f'v."{c.name}"' for c in columns.values()), *(f":same_{c.name}" for c in same_columns)]
     )
-    # Without the WHERE SQLite would take the ON of ON CONFLICT for that of a join.
+    # Without the WHERE, SQLite would take the ON of ON CONFLICT for the ON of a join.
     from_clause = f" FROM {source(columns.values(), kind)}" if columns else ""
     statement = f"INSERT INTO {table.name} ({names}) SELECT {values}{from_clause} WHERE true"
     if conflict:

@@ -23,7 +23,7 @@ _INSTANT = timedelta(microseconds=1)
 
 class Cause(StrEnum):
     """Why slots did not run, as a word: no service handled them in time, a person paused the task,
-    its file is gone.
+    or its file is gone.
     """
 
     DOWN = "down"
@@ -65,7 +65,7 @@ async def record(
     for (
         row,
         missed_range,
-    ) in by_id:  # by id, as whoever leaves ranges locks them, so that the two never deadlock
+    ) in by_id:  # by id, the order in which leaving ranges locks them: no deadlock
         last = newest.get(row.task)
         if (
             last is not None
@@ -148,8 +148,9 @@ def unchosen(
     """A query for the ranges of these tasks within an interval (both ends included) that nobody has
     chosen.
 
-    Its rows have `id`, `task`, `first_slot`, `last_slot` and the number of `slots`. `is_left`: of
-    the ranges that a person has left as they are, or else of the others. `kind`: of the database.
+    Its rows have `id`, `task`, `first_slot`, `last_slot` and the number of `slots`. `is_left`:
+    whether the ranges are those that a person has left as they are, or the others. `kind`: of the
+    database.
     """
     last = missed.c.last_slot
     within = (

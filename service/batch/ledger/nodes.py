@@ -14,8 +14,8 @@ from service.batch.ledger import database_time
 from service.batch.ledger.tables import HELD_SQL, nodes, runs
 
 MOST_LOOKED_AT = 1_000
-"""So many nodes, the newest ones, are looked at for what was lost, and for when a service was last
-seen.
+"""At most this many nodes, the newest ones, are read to find lost nodes, and when a service was
+last seen.
 """
 
 
@@ -101,7 +101,7 @@ async def lost_since(connection: AsyncConnection, since: datetime) -> Sequence[R
     """The id, host, pid and `lost_at` of the nodes that fire and were lost since then, the last one
     first.
 
-    Only the MOST_LOOKED_AT nodes that have started last are looked at.
+    Reads only the MOST_LOOKED_AT nodes that have started last.
     """
     columns = (nodes.c.id, nodes.c.host, nodes.c.pid, nodes.c.fires, nodes.c.lost_at)
     newest = select(*columns).order_by(nodes.c.id.desc()).limit(MOST_LOOKED_AT).subquery()
@@ -114,15 +114,17 @@ async def lost_since(connection: AsyncConnection, since: datetime) -> Sequence[R
 
 
 async def live_tasks(connection: AsyncConnection) -> set[str]:
-    """The names of the tasks that some node has loaded which fires and is not marked as stopped."""
+    """The names of the tasks that are loaded by some node which fires and is not marked as
+    stopped.
+    """
     firing = select(nodes.c.tasks).where(nodes.c.stopped_at.is_(None), nodes.c.fires)
     names_by_node = (await connection.execute(firing)).scalars()
     return {name for names in names_by_node for name in names}
 
 
 async def newest(connection: AsyncConnection) -> str | None:
-    """The id of the node that has started last of those that fire and are not marked as stopped;
-    None without any.
+    """Of the nodes that fire and are not marked as stopped, the id of the one that has started
+    last; None if there are none.
     """
     firing = select(nodes.c.id).where(nodes.c.stopped_at.is_(None), nodes.c.fires)
     last = firing.order_by(nodes.c.started_at.desc(), nodes.c.id.desc()).limit(1)
@@ -162,9 +164,9 @@ async def end_connections(
     """End the PostgreSQL connections of these nodes, since a silent one may hold locks, and wait
     for each to end.
 
-    Only connections of the role of this connection are ended, without itself. `older_than`: only
-    those that were opened more than this many seconds ago. `wait`: seconds that the end of one may
-    take. On SQLite nothing is done.
+    It ends only connections of this connection's own role, and not this connection itself.
+    `older_than`: only those that were opened more than this many seconds ago. `wait`: how many
+    seconds the end of one may take. On SQLite it does nothing.
     """
     names = sorted(node_ids)
     if not names or connection.dialect.name != "postgresql":

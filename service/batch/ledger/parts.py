@@ -50,8 +50,8 @@ class Split:
     params: Sequence[Mapping[str, Any]] | None = None
 
     def rows(self, kind: str) -> str:
-        """The value of :rows for `insert`. Encoding 10,000 parts takes a while, so call it in a
-        thread.
+        """The value of :rows for `insert`. Call it in a thread, because encoding 10,000 parts takes
+        a while.
         """
         ids = sorted(new_id() for _ in self.params or ())
         parts = enumerate(zip(ids, self.params or (), strict=True), start=1)
@@ -65,7 +65,7 @@ class Tally:
     """How many parts a run has by their state, and the sums of their progress.
 
     `count` is None if none has reported any, and `total` unless all have reported one: with the sum
-    of some, the run would seem further than it is.
+    of only some totals, the run would seem further than it is.
     """
 
     states: Mapping[str, int]
@@ -86,8 +86,8 @@ class Tally:
 
 
 def began_at(run: Any) -> datetime | None:
-    """When the last attempt of a run began. Of a run that was split it is the first one: the last
-    one is its join.
+    """When the last attempt of a run began. For a run that was split, the first attempt counts,
+    because the last one is its join.
 
     `run`: with its `gate`, `started_at` and `attempt_started_at`.
     """
@@ -98,8 +98,8 @@ def began_at(run: Any) -> datetime | None:
 
 
 def seconds_taken(run: Any) -> float | None:
-    """How long the last attempt of a run took, or from its split to its end. None: it goes on, or
-    never began.
+    """How long the last attempt of a run took; for a run that was split, the time from its split to
+    its end. None: it goes on, or never began.
 
     `run`: as `began_at` needs it, with its `finished_at`.
     """
@@ -132,8 +132,8 @@ def active_one(run: str = "batch_runs", also: str = "true") -> str:
 
 
 def fails_fast(run: str) -> str:
-    """The condition that a part of a run did not succeed, for which others are still to be
-    cancelled.
+    """The condition that a part of a run did not succeed, and that others still have to be
+    cancelled because of it.
     """
     bad = f"(SELECT m.id FROM batch_runs m WHERE {_of(run)} AND m.state {_IS_BAD} LIMIT 1)"
     unasked = active_one(run, "m.cancel_at IS NULL")
@@ -163,8 +163,8 @@ def _sum(name: str) -> str:
     """SQL for the sum of a column of parts, or for the largest number that a column holds if that
     is less.
 
-    A plain sum fails on both databases where it does not fit, such as with two totals that stand
-    for "not known". It would keep from opening whatever is opened in the same transaction.
+    On both databases, a plain sum fails if it does not fit into the column, such as with two totals
+    that stand for "not known". Then no run could be opened in the same transaction.
     """
     millions, rest = f"sum(m.{name} / {_MILLION})", f"sum(m.{name} % {_MILLION})"
     fits = f"{millions} < {_MOST // _MILLION - _MILLION}"
@@ -193,7 +193,7 @@ async def insert(
     """Insert the parts of a run, whose row the caller has locked. `rows`: as `Split.rows` returns
     them.
 
-    They were made when their parent was, so that a pause which holds their parent holds them, too.
+    They have the creation time of their parent, so a pause that holds their parent holds them, too.
     """
     source = json_rows.source([runs.c.id, runs.c.params, runs.c.part], connection.dialect.name)
     new = {
@@ -284,7 +284,7 @@ SEVERE = (
     RunState.CANCELLED,
     RunState.FAILED,
 )
-"""The states of parts. Of several parts that are shown as one, the last of these is shown."""
+"""The states of parts. When several parts are shown as one, the last of these states is shown."""
 
 
 async def states_in_order(
@@ -311,7 +311,7 @@ async def of_run(connection: AsyncConnection, parent: str, most: int) -> Sequenc
     """Up to `most` parts of a run: those that did not succeed first, then running ones, then the
     slowest ones.
 
-    All parts of the run are read for that, which are at most 10,000.
+    This reads all parts of the run, which are at most 10,000.
     """
     columns = [runs.c[name] for name in SHOWN]
     took = "m.finished_at - m.started_at"
@@ -346,7 +346,7 @@ async def not_succeeded(
 
 
 async def active_ids(connection: AsyncConnection, parent: str) -> list[str]:
-    """The active parts of a run, by id, that nobody has asked to stop."""
+    """The active parts of a run, by id, without a request to stop."""
     query = _of_parent(
         connection.dialect.name,
         "m.id",
@@ -370,8 +370,8 @@ async def startable_ids(
 
 
 async def fingerprint(connection: AsyncConnection, part: str) -> str | None:
-    """What is wrong with a part that has failed, as a class of errors: its parent is noticed by
-    it.
+    """What is wrong with a part that has failed, as a class of errors, by which the watch notices
+    its parent.
     """
     own = attempts.select().where(attempts.c.run == part).order_by(attempts.c.fence.desc()).limit(1)
     row = (await connection.execute(own)).first()
@@ -379,8 +379,8 @@ async def fingerprint(connection: AsyncConnection, part: str) -> str | None:
 
 
 async def remove(connection: AsyncConnection, parents: Iterable[str]) -> None:
-    """Delete the parts of runs that are split anew. What belongs to them elsewhere is deleted by
-    the next pruning.
+    """Delete the parts of runs that are split anew. The next pruning deletes what belongs to them
+    elsewhere.
     """
     kind = connection.dialect.name
     theirs = f"SELECT m.id {_of_parents(kind)}"

@@ -1,9 +1,9 @@
 """Queries on pools: the runs that wait in each, and which of them wait in vain because no node
 executes their runs.
 
-The pool `default` is never among those without a node: whether a service lives is asked elsewhere.
-Runs that a pause holds don't wait. The cost is some index lookups for each task with waiting runs,
-however many runs wait.
+The pool `default` is never among those without a node: other queries find out whether a service
+lives. Runs that a pause holds don't wait. The cost is some index lookups for each task with waiting
+runs, however many runs wait.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ async def in_vain(
 
 
 async def unclaimed(connection: AsyncConnection, since: datetime) -> dict[str, list[str]]:
-    """The names of the tasks of each pool that no node claims which was seen since then, also if
-    none of them waits.
+    """The names of the tasks of each pool that no node seen since then claims, even if no run of
+    theirs waits.
     """
     of_others = (tasks.c.removed_at.is_(None), tasks.c.pool != DEFAULT_POOL)
     claims = text(
@@ -95,8 +95,8 @@ async def running(connection: AsyncConnection) -> dict[str, int]:
 async def places(
     connection: AsyncConnection, since: datetime, settings: Mapping[str, Pool] = NO_POOLS
 ) -> dict[str, int]:
-    """How many runs of each pool the nodes execute at once, together, that claim it and were seen
-    since then.
+    """How many runs of each pool can be executed at once by all the nodes that claim it and were
+    seen since then.
 
     `settings`: what the settings say about pools, such as how many children of each node execute
     their runs.

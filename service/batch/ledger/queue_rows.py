@@ -35,7 +35,7 @@ def names(condition: str, until_found: bool = False, of_pools: bool = False) -> 
 
     `condition`: READY or RETRIES. `until_found`: only the first of these names. `of_pools`: only of
     tasks of the pools in the parameter :pools. The runs of other tasks are not read, however many
-    they are.
+    there are.
     """
     # PostgreSQL would execute an EXISTS here as a join with all paused tasks.
     paused_at = "SELECT t.paused_at FROM batch_tasks t WHERE t.name = w.task"
@@ -61,9 +61,9 @@ def first(of: str, limit: str, retries: bool, also: str = "true", lock: str = ""
     """
     shape = "SELECT q.id, q.rank, q.due_at FROM batch_runs q WHERE q.task = v.task AND q."
     may_start = f"{not_held('q')} AND {also}"
-    # PostgreSQL has no statistics of READY_SQL, and expects fewer waiting runs than the limit. So
-    # it would read and sort the whole queue. With a subquery as the limit, whose value is unknown,
-    # it reads in the order of the index.
+    # PostgreSQL has no statistics of READY_SQL, and expects fewer waiting runs than the limit.
+    # So it would read and sort the whole queue. With a subquery as the limit, whose value is
+    # unknown, it reads in the order of the index.
     order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT {limit}){lock}"
     parts = [f"{shape}{of} AND {READY_SQL} AND {may_start} {order}"]
     if retries:
@@ -109,7 +109,7 @@ their parts.
 
 def claimed(kind: str, has_lanes: bool) -> str:
     """The value of `lane` and the WHERE clause of `transitions.claim`. A run that has a lane keeps
-    it.
+    it. If only the first lane is used, there is no join, which would take quadratic time on SQLite.
 
     Without other lanes than the first it is no join, which would take quadratic time on SQLite.
     """
@@ -132,9 +132,7 @@ def names_of_pools(condition: str, pools: Collection[str], until_found: bool = F
 
 
 def is_any(condition: str, pools: Collection[str] | None) -> TextClause:
-    """Whether there is any of these names. `pools`: only of tasks of these pools; None: of all
-    tasks.
-    """
+    """Whether there is any such name. `pools`: only of tasks of these pools; None: of all tasks."""
     query = text(f"EXISTS ({names(condition, until_found=True, of_pools=pools is not None)})")
     return query if pools is None else query.bindparams(of(pools))
 

@@ -31,8 +31,8 @@ async def end_in(connection: AsyncConnection, suffix: str, limit: int) -> list[d
     """The same as `begin_with` for the end of the id, among the newest MOST_SEARCHED runs.
 
     An id ends in random digits, so no index has them in order. Parts are found among the newest
-    MOST_SEARCHED ids: they are made later than their run, and there may be so many that no run is
-    among these.
+    MOST_SEARCHED ids: they are made later than their run, and there may be enough of them to fill
+    that number alone.
     """
     by_time = (runs.c.created_at.desc(), runs.c.id.desc())
     newest_runs = (

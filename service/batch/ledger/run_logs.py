@@ -81,7 +81,9 @@ class Packed:
 
 
 class Fence(NamedTuple):
-    """The lines under one fence: how many lines the log has before them, and how many they are."""
+    """The lines under one fence: how many lines the log has before them, and how many lines there
+    are.
+    """
 
     fence: int
     before: int
@@ -126,7 +128,7 @@ async def write(connection: AsyncConnection, packed: list[dict[str, Any]]) -> No
     if not packed:
         return
     names, values = ", ".join(c.name for c in log.c), ", ".join(f":{c.name}" for c in log.c)
-    # There may be a row of the same block already, if the reply to its COMMIT was lost.
+    # The same block may have a row already, if the reply to its COMMIT was lost.
     statement = sql.statement(
         f"INSERT INTO batch_log ({names}) VALUES ({values}) ON CONFLICT DO NOTHING",
         **{column.name: column for column in log.c},
@@ -208,7 +210,7 @@ OWN_LOGGER = "service.batch"
 
 
 def telling_line(lines: Sequence[LogLine]) -> LogLine | None:
-    """The last line that the author's code has logged, an error if there is one; None if it has
+    """The last error that the author's code has logged, or else its last line; None if it has
     logged nothing.
     """
     own = [line for line in lines if line.logger != OWN_LOGGER]

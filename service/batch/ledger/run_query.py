@@ -33,7 +33,7 @@ from service.batch.ledger.states import Origin, RunState
 from service.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, PART_SQL, runs
 
 LOOKED = 10_000
-"""How many rows are looked at for a page at most."""
+"""At most this many rows are read for a page."""
 CHECKED = frozenset(
     ("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params", "reason")
 )
@@ -120,13 +120,13 @@ async def page(
 def _looked(
     query: RunQuery, at: ColumnElement[datetime], before: Key | None, names: Set[str], number: int
 ) -> Subquery:
-    """These columns of the rows that the page looks at, this many at most, found by an index and
-    read in its order.
+    """These columns of the rows that the page reads, at most this many, found by an index and read
+    in its order.
     """
     whole = select(*(runs.c[name] for name in sorted(names))).where(*_within(query, at, before))
     newest = (runs.c[str(at.key)].desc(), runs.c.id.desc())
-    # PostgreSQL has no statistics of PART_SQL, and expects few parts. So it would read and sort all
-    # of them, but for a limit whose value it doesn't know.
+    # PostgreSQL has no statistics of PART_SQL, and expects few parts. A limit whose value it
+    # doesn't know keeps it from reading and sorting all of them.
     most = select(literal(number)).scalar_subquery() if _has_parts(query) else number
     found = [whole.where(*search).order_by(*newest).limit(most) for search in _searches(query)]
     if len(found) == 1:
@@ -141,8 +141,8 @@ def _looked(
 
 
 def _searches(query: RunQuery) -> Iterator[list[Any]]:
-    """The conditions of each search. The index of each gives the rows in order, but for the parts
-    of one run.
+    """The conditions of each search. The index of each gives the rows in order, except for the
+    parts of one run.
     """
     of_task = [runs.c.task == query.task] if query.task is not None else []
     of_states = [runs.c.state.in_(sorted(query.states))] if query.states else []
@@ -199,15 +199,15 @@ def _within(
         yield at < until
     if before is not None:
         instant, run = before
-        # Of rows, which both databases look up in the index. With an OR they would read all pages
-        # before.
+        # A comparison of rows, which both databases look up in the index. With an OR, they would
+        # read all earlier pages.
         yield tuple_(at, runs.c.id) < tuple_(
             literal(instant, at.type), literal(run, runs.c.id.type)
         )
 
 
 def _others(query: RunQuery, columns: Columns, kind: str) -> Iterator[ColumnElement[bool]]:
-    """The conditions that are checked on the rows that were looked at."""
+    """The conditions that are checked on the rows that were read."""
     if query.states and not _is_by_state(query):
         yield columns.state.in_(sorted(query.states))
     if query.task is not None and _has_parts(query):

@@ -1,5 +1,5 @@
-"""Rows of runs: some columns of those that fulfil some conditions, and the newest ones of each
-of several tasks in one query that reads no others.
+"""Rows of runs: some columns of those that fulfil some conditions, and the newest runs of each of
+several tasks, in one query that reads only these.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ async def newest_by_hand_of_each(
     since: datetime,
     until: datetime,
 ) -> Sequence[Row[Any]]:
-    """The same of the runs by hand, or started by code, that were made in an interval (both ends
-    included).
+    """The same for the runs that were started by hand or by code, and made in an interval (both
+    ends included).
     """
     return await _read(connection, tasks, columns, {"last": last, "since": since, "until": until})
 
@@ -68,7 +68,8 @@ def _statement(number: int, columns: tuple[str, ...], is_by_hand: bool) -> Textu
     """A part for each task, because neither database would otherwise stop after the newest runs of
     one.
 
-    It is text that is made once: the construct of this many parts takes longer than the query.
+    It is text that is made once, because building the construct of this many parts takes longer
+    than the query.
     """
     names = ", ".join(f'"{name}"' for name in columns)
     made = (

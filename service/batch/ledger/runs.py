@@ -31,7 +31,7 @@ class NewRun:
     """A run that is to be inserted, made by `scheduled`, `queued` or `running`. All instants are
     database time.
 
-    Its state may change before it is inserted: a node may start it at once, and a policy may skip
+    Its state can change before it is inserted: a node can start it at once, and a policy can skip
     or cancel it.
     """
 
@@ -191,7 +191,7 @@ class Claimed:
     """The run that waits for this one."""
     traceparent: str | None = None
     part: int | None = None  # the number of a part, from 1
-    gate: str | None = None  # what has opened the run; of one that was split a PartsGate
+    gate: str | None = None  # what has opened the run; for one that was split, a PartsGate
 
 
 def claimed_from(new: NewRun) -> Claimed:
@@ -227,7 +227,7 @@ class Active:
 
     @property
     def has_lane(self) -> bool:
-        """Also while it waits for its parts, and then until its attempt goes on."""
+        """True also while it waits for its parts, and then until its attempt goes on."""
         is_joining = (self.state, self.rank) == (RunState.QUEUED, Rank.JOINING)
         return is_joining or self.state in (RunState.RUNNING, RunState.WAITING)
 
@@ -245,8 +245,8 @@ def locked_by_id(condition: str, kind: str) -> str:
 
 
 async def lock_at_once(connection: AsyncConnection, ids: Sequence[str]) -> bool:
-    """Lock those of these runs that nobody else has locked. Returns whether these are all. SQLite
-    has no such locks.
+    """Lock those of these runs that no other transaction has locked. Returns whether these are all.
+    SQLite has no such locks.
     """
     if not ids or connection.dialect.name != "postgresql":
         return True
@@ -315,7 +315,8 @@ def _tell_others(connection: AsyncConnection, new: Sequence[NewRun]) -> None:
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
     """The runs of these tasks that are running or have a lane for another reason, and their active
-    on-time runs.
+    on-time runs. Other waiting runs are not read, because there may be very many, such as those of
+    a catch-up.
 
     Other runs that wait are not read: there may be very many, such as those of a catch-up.
     """
@@ -326,7 +327,7 @@ async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
         "task", f"SELECT v.task FROM {json_rows.source([runs.c.task], kind)}", kind
     )
     of_lanes = ", ".join(f"r.{c.name}" for c in columns)
-    # With NO_PART_SQL SQLite would use another index
+    # With NO_PART_SQL, SQLite would use another index
     is_no_part = f"coalesce(origin, '') <> '{Origin.PART}'"
     statement = text(
         f"SELECT {selected} FROM batch_runs WHERE {is_meant} AND {IN_THE_WAY_SQL} "

@@ -18,7 +18,7 @@ from service.batch.ledger.tables import new_id, schedules, tasks
 from service.errors import InvalidSchedule
 
 MOST_NAMED = 10
-"""At most this many tasks with cursors ahead of now are named."""
+"""At most this many tasks with cursors later than now are named."""
 
 NOTHING_WAITS: Mapping[str, tuple[dict[str, Any] | None, str | None]] = {}
 
@@ -126,8 +126,9 @@ async def lock_tasks(connection: AsyncConnection, names: Iterable[str] | None = 
 async def lock(
     connection: AsyncConnection, names: Collection[str], wait: bool = False
 ) -> list[OpenSchedule]:
-    """Lock and return the open schedules of these tasks. Without `wait` those that are locked
-    elsewhere are left out.
+    """Lock and return the open schedules of these tasks. With `wait`, the rows of the tasks are
+    locked first (see `lock_tasks`). Without it, schedules that are locked elsewhere are left out,
+    and because it waits for no lock, the tasks need not be locked.
 
     With `wait` the rows of the tasks are locked first (see `lock_tasks`). Without `wait` no lock is
     waited for, so the tasks need not be locked.
@@ -145,8 +146,9 @@ async def lock(
 
 
 async def paused(connection: AsyncConnection, names: Collection[str]) -> set[str]:
-    """Those of these tasks that are paused, although `lock` may not have seen it. SQLite has one
-    writer at a time.
+    """Those of these tasks that are paused, although `lock` may not have seen it: a pause that is
+    committed while PostgreSQL executes `lock` is later than what that statement sees of the tasks.
+    SQLite has one writer at a time.
 
     A pause that is committed while PostgreSQL executes `lock` is later than what that statement
     sees of the tasks.
@@ -180,8 +182,8 @@ async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: d
 
 
 async def ahead(connection: AsyncConnection, limit: datetime) -> dict[str, datetime]:
-    """The cursors that are later than `limit`, by task: a clock that was ahead has moved them.
-    Without paused tasks.
+    """The cursors that are later than `limit`, by task, without paused tasks. A clock that was
+    ahead has moved them.
     """
     is_paused = (
         select(tasks.c.name)
@@ -194,7 +196,9 @@ async def ahead(connection: AsyncConnection, limit: datetime) -> dict[str, datet
 
 
 def ahead_in_words(cursors: Mapping[str, datetime]) -> str:
-    """What cursors that are ahead of now mean, and what helps. There is at least one."""
+    """The message about cursors that are later than now: what they mean, and what to do. There is
+    at least one.
+    """
     first, last = min(cursors.values()), max(cursors.values())
     names = ", ".join(sorted(cursors)[:MOST_NAMED]) + (", …" if len(cursors) > MOST_NAMED else "")
     fire = "1 task fires" if len(cursors) == 1 else f"{len(cursors):,} tasks fire"
@@ -214,8 +218,8 @@ async def set_back(connection: AsyncConnection, names: Collection[str], now: dat
     """Set the cursors of these tasks that are later than `now` to `now`. The caller has locked
     their schedules.
 
-    The slots after `now` count as not handled. Those that have a run get no other one. Schedules
-    that have ended after `now` end now, and those that were to begin later never were.
+    The slots after `now` count as not handled. Those that have a run do not get another one.
+    Schedules that have ended after `now` end now, and those that were to begin later never were.
     """
     theirs = json_rows.is_among(schedules.c.task, names, connection.dialect.name)
     is_open = schedules.c.valid_until.is_(None)
@@ -229,8 +233,8 @@ async def set_back(connection: AsyncConnection, names: Collection[str], now: dat
 
 
 async def following(connection: AsyncConnection, names: Collection[str]) -> dict[str, str]:
-    """The tasks whose open schedules copy those of `names`, also by way of others. For each the one
-    it follows.
+    """The tasks whose open schedules copy those of `names`, directly or by way of others, each with
+    the one it follows.
     """
     found: dict[str, str] = {}
     asked = set(names)

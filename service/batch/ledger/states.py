@@ -100,8 +100,7 @@ class IncidentKind(StrEnum):
 
 
 OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE, IncidentKind.KEPT_BACK)
-"""Kinds of incidents that last as long as one of their runs is neither made good nor acknowledged.
-"""
+"""Kinds of incidents that last until each of their runs is made good or acknowledged."""
 
 
 class Closed(StrEnum):

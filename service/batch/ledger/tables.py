@@ -61,8 +61,8 @@ left them.
 """
 RUNNING_SQL = "state = 'running'"
 HOLDS_LANE_SQL = "attempt > attempts_before AND state IN ('running', 'waiting', 'queued')"
-"""Runs that hold a lane: also while a run that has begun waits for its parts, and then until its
-attempt goes on.
+"""Runs that hold a lane. A run that has begun also holds it while it waits for its parts, and then
+until its attempt goes on.
 """
 WAITING_SQL = f"{UNINDEXED_STATE} = 'waiting'"
 """Runs that wait for their `due_at`, for other slots, for the other runs of their group, or for
@@ -73,12 +73,12 @@ ACTIVE_SQL = is_one_of(ACTIVE, "state")
 SKIPPED_SQL = f"{UNINDEXED_STATE} = 'skipped'"
 BY_HAND_SQL, NO_PART_SQL = "origin = 'manual'", "origin <> 'part'"
 PART_SQL = "(origin || '') = 'part'"
-"""Parts of whichever runs, in the form that uses the index on parts. Those of one run are found by
-the run.
+"""Parts of any runs, in the form that uses the index on parts. The parts of one run are found by
+that run.
 """
 OF_SLOT_SQL = "origin <> 'manual'"
-"""Runs of slots, to the letter as in the unique index on task and slot, which is used only for this
-condition.
+"""Runs of slots, written exactly as in the unique index on task and slot, which is used only for
+this condition.
 """
 UNNOTICED_RUN_SQL = (
     f"noticed_at IS NULL AND ({UNINDEXED_STATE} = 'failed' OR fingerprint IS NOT NULL)"
@@ -87,7 +87,7 @@ UNNOTICED_RUN_SQL = (
 wrong with them.
 """
 OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"
-"""Runs with something wrong that was neither made good nor acknowledged."""
+"""Runs in which something went wrong that was neither made good nor acknowledged."""
 UNNOTICED_RANGE_SQL, UNNOTICED_NODE_SQL = "unnoticed IS NOT NULL", "noticed_at IS NULL"
 UNNOTICED_BACKUP_SQL = "failed_at IS NOT NULL AND noticed_at IS NULL"
 BEGUN_OR_READY = tuple(state for state in ACTIVE if state != RunState.WAITING)
@@ -126,7 +126,7 @@ tasks = Table(
     Column("removed_at", UtcDateTime),
     Column("accounted_from", UtcDateTime),
     Column("pool", String(40), nullable=False, server_default=DEFAULT_POOL),
-    # What a process that has not loaded the task has to know of it: the tags, the JSON schema of
+    # What a process that has not loaded the task must know about it: the tags, the JSON schema of
     # its parameters, and what it declares about its monitoring.
     Column("tags", Json),
     Column("parameters", Json),
@@ -203,7 +203,7 @@ runs = Table(
     Column("gate", String(10)),
     Column("wait_until", UtcDateTime),
     Column("part", Integer),  # the number of a part, from 1; NULL for other runs
-    # The span of OpenTelemetry that asked for the run, as the header of this name.
+    # The OpenTelemetry span that asked for the run, as in the header `traceparent`.
     Column("traceparent", String(55)),
     Column("created_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
@@ -309,7 +309,7 @@ missed = Table(
     # has not seen yet.
     Column("cause", String(20), nullable=False, server_default="other"),
     Column("unnoticed", BigInteger),
-    # Who has decided that nothing has to be done about these slots, and why.
+    # Who decided that nothing has to be done about these slots, and why.
     Column("left_at", UtcDateTime),
     Column("left_by", Text),
     Column("left_note", Text),

@@ -52,7 +52,7 @@ async def removed(connection: AsyncConnection, names: Iterable[str]) -> frozense
 async def mute(
     connection: AsyncConnection, name: str, until: datetime | None, by: str | None, note: str | None
 ) -> bool:
-    """Let nothing be sent about a task until an instant; None: send again. Returns False if there
+    """Send nothing about a task until an instant; None: send messages again. Returns False if there
     is no such task.
     """
     muting = (
@@ -64,7 +64,7 @@ async def mute(
 
 
 async def first_end_of_pauses(connection: AsyncConnection) -> datetime | None:
-    """When the first of the pauses ends that end by themselves; None if there is none."""
+    """When the next of the pauses that end by themselves ends; None if there is none."""
     first: datetime | None = (
         await connection.execute(select(func.min(tasks.c.paused_until)))
     ).scalar()
@@ -72,7 +72,7 @@ async def first_end_of_pauses(connection: AsyncConnection) -> datetime | None:
 
 
 async def pauses_over(connection: AsyncConnection, now: datetime) -> list[str]:
-    """The tasks whose pause has an end that is over."""
+    """The tasks whose pause has an end in the past."""
     query = select(tasks.c.name).where(tasks.c.paused_until <= now).order_by(tasks.c.name)
     return list((await connection.execute(query)).scalars())
 

@@ -37,7 +37,7 @@ async def claim(
 
     An interrupted run keeps its attempt, and so does one that goes on after its parts. `lanes`: the
     lane of each run that takes another one than the first. Raises IntegrityError if another run is
-    running in one of these.
+    running in one of these lanes.
     """
     if not ids:
         return []
@@ -128,10 +128,10 @@ async def _store_split(connection: AsyncConnection, outcome: Outcome, split: par
 async def cancel(
     connection: AsyncConnection, ids: Sequence[str], reason: str, by: str, now: datetime
 ) -> dict[str, RunState]:
-    """Cancel runs, or write requests to their rows where that has to wait (parts.GOES_ON). An
-    earlier one stays.
+    """Cancel runs, or write requests to the rows of those whose cancel has to wait (parts.GOES_ON).
+    An earlier request stays.
 
-    With the follow-up of a group its members are cancelled that are not over, and with a run its
+    With the follow-up of a group, its members that are not over are cancelled, and with a run, its
     parts. Returns the state of each run after that, without those that have ended or do not exist.
     """
     kind = connection.dialect.name
@@ -185,11 +185,12 @@ async def reopen(
 
     `anew`: runs that have succeeded are queued too, and the progress of the runs is deleted. Their
     fences go on rising. Attempts and losses are counted from zero again. The runs count as caught
-    up from now on, so that overlap policies do not consider them for slots on time. What was closed
-    because one of them had not succeeded waits again.
+    up from now on, so that overlap policies do not consider them for slots on time. Runs that were
+    closed because one of them had not succeeded wait again.
 
-    A run that was split keeps its parts; with `anew` they are deleted, and it is split again. It is
-    left as it is while one of them is active. A part is queued only while its parent waits.
+    A run that was split keeps its parts; with `anew` they are deleted, and it is split again. The
+    run is left as it is while one of its parts is active. A part is queued only while its parent
+    waits.
     """
     kind = connection.dialect.name
     # is_one_of keeps SQLite from using the index on states, by which it would read all ended runs.
@@ -229,12 +230,11 @@ async def wait_anew(
     now: datetime,
     awaiting: Sequence[str] = (),
 ) -> set[str]:
-    """Let those of these runs that have ended, in whichever state, wait once more for what they
-    wait for.
+    """Let those of these runs that have ended, in any state, wait once more for what they wait for.
 
-    They are done from the beginning, and count as caught up, as by `reopen`. `gated`: the `id`, the
+    They begin from the beginning, and count as caught up, as with `reopen`. `gated`: the `id`, the
     `gate` and the `wait_until` of each run. `awaiting`: the runs that wait for them. The caller has
-    locked all. Returns the ids of the runs that wait now.
+    locked all of them. Returns the ids of the runs that wait now.
     """
     kind, columns = connection.dialect.name, [runs.c[name] for name in ("id", "gate", "wait_until")]
     ended = (state for state in before(RunState.WAITING) if state in FINAL)
@@ -266,10 +266,10 @@ async def _are_active_again(
     now: datetime,
     are_all: bool,
 ) -> set[str]:
-    """What was closed because of these runs waits again, and their slots are counted anew. Returns
-    their ids.
+    """Let the runs that were closed because of these runs wait again, and their slots be counted
+    anew. Returns their ids.
 
-    `awaiting`: the runs that wait for them, and if not `are_all`, also for others that stay as they
+    `awaiting`: the runs that wait for them and, unless `are_all`, also for others that stay as they
     are.
     """
     if not are_all:
@@ -326,8 +326,8 @@ async def close_waiting(
     of the run.
 
     `gate`: whether they keep their gate, because what they waited for has closed them: then they
-    wait again when that is retried. `without_cause`: those that are noticed, because nobody knows
-    of what keeps them back.
+    wait again when that is retried. `without_cause`: those that the watch has to notice, because
+    nobody knows what keeps them back.
     """
     values = (
         f"reason = v.reason, finished_at = :now{'' if gate else ', gate = NULL'}, "
@@ -353,8 +353,8 @@ async def wait_again(
     They wait as long as before, from `now` on. Returns their slots, whose buckets the caller has to
     mark.
 
-    Slots among `ids` count as caught up, those too that still wait: they were not on time, so no
-    overlap policy skips them, and they delay no slot of today.
+    Slots among `ids` count as caught up, including those that still wait: they were not on time, so
+    no overlap policy skips them, and they delay no slot of today.
     """
     if not ids:
         return []

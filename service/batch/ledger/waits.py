@@ -3,8 +3,8 @@ changes, and the results of what they have waited for.
 
 A waiting run has not begun, or has been split. It waits for an instant (`due_at`), for slots of
 other tasks (rows of `batch_waits`), for the members of its group, or for its parts (runs whose
-`awaited_by` is its id). These rows say what is over. There is no counter, and no event that could
-be lost.
+`awaited_by` is its id). These rows say which of them are over, so there is no counter, and no event
+that could be lost.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ waits = Table(
 
 
 class Gate(StrEnum):
-    """Which end of what a run waits for opens it: only a success of all, or any end."""
+    """Which end of what a run waits for opens it: only if all succeed, or whatever their end."""
 
     SUCCESS = "success"
     END = "end"
@@ -114,7 +114,7 @@ class AwaitedSlot:
         run, state: Of the run of that slot; None if there is none.
         is_pending: Whether the slot may still be fired, or its run is active.
         why_none: Why it has no run, if the ledger knows.
-        is_known: Whether somebody knows of that already: the slot was missed, or a person has
+        is_known: Whether somebody knows about that already: the slot was missed, or a person has
             paused the task.
     """
 
@@ -128,7 +128,7 @@ class AwaitedSlot:
 
 
 NO_TASK = "there is no task "
-"""How it is said that nobody has what a run comes after."""
+"""How a reason begins if no process has the task that a run comes after."""
 
 _ITS_RUN = f"FROM batch_runs u WHERE u.task = w.task AND u.slot = w.slot AND u.{OF_SLOT_SQL}"
 _PENDING_SLOT = (
@@ -150,15 +150,15 @@ def ready_ids(
     """SQL for the ids of up to `most` waiting runs that may be opened or closed at :now. `only`: of
     :only.
 
-    `first`: SQL for the names of tasks; of other tasks, slots on time come last, for this node may
-    not open them. `locks`: they are locked, and those that another transaction has locked are left
-    out. The decision is made by a second statement, which sees what was committed before the lock
-    was taken.
+    `first`: SQL for the names of tasks; slots on time of other tasks come last, because this node
+    must not open them. `locks`: lock them, and leave out those that another transaction has locked.
+    A second statement makes the decision, because it sees what was committed before the lock was
+    taken.
     """
-    # Without INDEXED BY SQLite would read all runs that wait by the index on states. As scalar
-    # subqueries the conditions are asked for each run; as NOT EXISTS PostgreSQL would join whole
-    # tables. In the order of the ids themselves PostgreSQL might read the primary key of all runs,
-    # to find the first one that is ready.
+    # Without INDEXED BY, SQLite would read all runs that wait by the index on states. Scalar
+    # subqueries check the conditions for each run; with NOT EXISTS, PostgreSQL would join whole
+    # tables. If ordered by the bare ids, PostgreSQL might read the primary key of all runs to find
+    # the first one that is ready.
     hint = sql.hint("ix_batch_runs_waits", kind)
     member = (
         f"SELECT m.id FROM batch_runs m WHERE m.awaited_by = r.id AND m.{ACTIVE_SQL} "
@@ -197,9 +197,9 @@ async def ready(
     """Lock up to `most` waiting runs that may be opened or closed at `now` (database time), and
     return them.
 
-    `only`: the id of a run; no other one is looked at. `tasks`: those that this node has loaded,
-    whose slots come first: it may not open those of others, and should these be many, they must not
-    keep it from its own.
+    `only`: the id of the only run to check. `tasks`: those that this node has loaded, whose slots
+    come first. It must not open those of others, and if there are many of these, they must not keep
+    it from its own.
     """
     kind = connection.dialect.name
     types = {"now": runs.c.due_at}
@@ -250,7 +250,7 @@ async def members(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, 
         f"SELECT v.id, (SELECT count(*) {its}) AS number, (SELECT count(*) {its} "
         f"AND m.{ACTIVE_SQL}) AS active, "
         f"(SELECT count(*) {its} AND m.state <> 'succeeded') AS bad, "
-        # In the order of the ids themselves PostgreSQL would read the primary key of all runs.
+        # If ordered by the bare ids, PostgreSQL would read the primary key of all runs.
         f"(SELECT m.id {its} AND m.state <> 'succeeded' AND {has_ended} "
         "ORDER BY CAST(m.id AS text) LIMIT 1) AS first "
         f"FROM {json_rows.source([runs.c.id], kind)}"
@@ -319,12 +319,12 @@ def _why_none(row: Any) -> str:
 async def extend(
     connection: AsyncConnection, task: str, duration: timedelta, now: datetime
 ) -> None:
-    """Let the runs of a task that wait at `now` do so longer by `duration`, because it was paused
-    for so long.
+    """Let the runs of a task that wait at `now` wait longer by `duration`, the time for which the
+    task was paused.
     """
     kind = connection.dialect.name
-    # By this index only the runs are read that wait and whose time has come: neither those of
-    # tomorrow nor all runs of the task.
+    # This index reads only the waiting runs whose time has come: neither those of tomorrow nor all
+    # runs of the task.
     hint = sql.hint("ix_batch_runs_waits", kind)
     lock = " FOR UPDATE" if kind == "postgresql" else ""
     waiting = sql.statement(
@@ -351,9 +351,9 @@ async def lock_awaiting(connection: AsyncConnection, ids: Sequence[str]) -> list
     """Lock the runs that wait, or waited, for the runs `ids`, and these too. Returns the ids of the
     former.
 
-    Whoever makes an ended run active again calls this before: then nobody can open or close what
-    waits for it by the state from before. A run that was closed is active again too when it waits
-    again, so among them are also the runs that wait for such a one, in whichever depth.
+    Call this before an ended run is made active again: then no other transaction can open or close
+    what waits for it by its earlier state. A closed run that waits again is also active again, so
+    the runs that wait for such a run are included, at any depth.
     """
     found = set(await _awaiting(connection, ids))
     deeper = found
@@ -369,8 +369,8 @@ async def lock_with_members(connection: AsyncConnection, ids: Sequence[str]) -> 
     """Lock the runs `ids` and the active members of their groups, if there are any, all of them by
     their ids.
 
-    Whoever cancels groups calls this before. In two steps, first the follow-ups and then their
-    members, two of them could deadlock.
+    Call this before groups are cancelled. If two transactions locked in two steps, first the
+    follow-ups and then their members, they could deadlock.
     """
     if (kind := connection.dialect.name) != "postgresql":
         return
@@ -419,8 +419,8 @@ async def _awaiting(
 
 
 async def coming_after(connection: AsyncConnection, ids: Sequence[str]) -> list[str]:
-    """The runs that wait, or have waited, for the runs `ids`, and those that wait for these, in
-    whichever depth.
+    """The runs that wait, or have waited, for the runs `ids`, and those that wait for these, at any
+    depth.
     """
     found: set[str] = set(ids)
     asked = list(ids)
@@ -433,16 +433,16 @@ async def coming_after(connection: AsyncConnection, ids: Sequence[str]) -> list[
 # What a run has waited for, with the results.
 
 PAGE = 200
-"""How many members are read at once, at most."""
+"""At most this many members are read at once."""
 PAGE_SIZE = 2_000_000
-"""A page ends with the member by which its parameters and results as JSON have more characters than
-this.
+"""A page ends with the member that makes its parameters and results as JSON longer than this many
+characters.
 """
 
 
 async def slots_with_results(connection: AsyncConnection, run: str) -> Sequence[Any]:
-    """The slots that a run waits for, or has waited for: task, slot, and of its run id, state,
-    params and result.
+    """The slots that a run waits for, or has waited for: task, slot, and the id, state, params and
+    result of its run.
     """
     is_its = and_(runs.c.task == waits.c.task, runs.c.slot == waits.c.slot, text(OF_SLOT_SQL))
     query = (

@@ -1,10 +1,9 @@
-"""Wakes: a transaction that queues runs for other nodes, or asks something of them, tells them when
-it commits.
+"""Wakes: a transaction that queues runs for other nodes, or asks something of them, notifies them
+when it commits.
 
 PostgreSQL: one NOTIFY in the transaction, at most, because commits with a NOTIFY wait for each
 other in the whole server. SQLite: a number in `batch_catalog` rises, which other processes compare
-with the one they have seen. A notification is only a hint to look: the polls find the same without
-it.
+with the one they have seen. Notifications are only hints: the polls find the same without them.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ each.
 
 ASKS, POOL = "asks", "pool:"
 MOST_CHARACTERS = 4_000
-"""A payload is cut there, since PostgreSQL refuses one of 8,000. Pools that it leaves out are
-polled.
+"""A payload is cut at this length, because PostgreSQL refuses one of 8,000. Pools that it leaves
+out are polled.
 """
 
 _NAMES = json_rows.source([tasks_table.c.name], "postgresql")
-# In a queue that is half full, because some session of the server does not read it, nothing more is
-# put: a full one would make the commits fail.
+# Nothing is added to a notification queue that is half full because some session of the server does
+# not read it: a full queue would make commits fail.
 _NOTIFY = sql.statement(
     f"SELECT pg_notify({CHANNEL_SQL}, left(concat_ws(' ', current_setting('application_name'), "
     ":asks, "
@@ -57,7 +56,7 @@ _takers: WeakKeyDictionary[Engine, Takes] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Wake:
-    """What a node was told.
+    """What a node was notified of.
 
     Attributes:
         pools: The pools with runs that may start; None: it may be any pool.
@@ -73,10 +72,11 @@ class Wake:
 
     @classmethod
     def of(cls, payload: str, node: str) -> Wake:
-        """What a notification tells this node, whose engine knows of the runs that the node itself
-        has queued.
+        """What a notification means for this node, whose engine already knows about the runs that
+        the node itself has queued.
 
-        Anybody with an account on the database may send one. What is not understood is left out.
+        Anybody with an account on the database can send one, so words that are not understood are
+        ignored.
         """
         sender, *words = payload.split(" ")
         pools = (word.removeprefix(POOL) for word in words if word.startswith(POOL))
@@ -86,8 +86,8 @@ class Wake:
 
 @dataclass
 class _Told:
-    """What a transaction has to tell. `queued`, `started`: the number of its new runs of each task,
-    by their state.
+    """What a transaction has to notify other nodes of. `queued`, `started`: the number of its new
+    runs of each task, by their state.
     """
 
     queued: Counter[str] = field(default_factory=Counter)
@@ -99,25 +99,25 @@ _told: WeakKeyDictionary[Connection, _Told] = WeakKeyDictionary()
 
 
 def use_engine(engine: AsyncEngine, takes: Takes) -> None:
-    """In transactions of this engine, runs that the node of this process takes by itself are told
-    to nobody.
+    """In transactions of this engine, do not notify other nodes of runs that the node of this
+    process takes itself.
     """
     _takers[engine.sync_engine] = takes
 
 
 def use_no_engine(engine: AsyncEngine) -> None:
-    """Tell others of all runs that are queued in transactions of this engine, since the node of
-    this process stops.
+    """Notify other nodes of all runs that are queued in transactions of this engine, because the
+    node of this process stops.
     """
     _takers.pop(engine.sync_engine, None)
 
 
 def queued(connection: AsyncConnection, tasks: Iterable[str], started: Iterable[str] = ()) -> None:
-    """Tell other nodes, at the commit, that runs of these tasks were queued, unless this process
+    """At the commit, notify other nodes that runs of these tasks were queued, unless this process
     takes them all.
 
-    `started`: the tasks of runs that the transaction has given to this process. They take its room,
-    and nobody is told.
+    `started`: the tasks of runs that the transaction has given to this process. They take up its
+    room, and other nodes are not notified.
     """
     if numbers := Counter(tasks):
         told = _of_transaction(connection)
@@ -126,13 +126,13 @@ def queued(connection: AsyncConnection, tasks: Iterable[str], started: Iterable[
 
 
 def asked(connection: AsyncConnection) -> None:
-    """Tell other nodes, at the commit, that a run of theirs is to be stopped."""
+    """At the commit, notify other nodes that a run of theirs has to be stopped."""
     _of_transaction(connection).asks = True
 
 
 async def catalog_changed(connection: AsyncConnection) -> None:
     """Raise the number of the catalog, so that the other nodes read tasks and schedules again, and
-    tell them.
+    notify them.
 
     It must be the transaction's last statement that takes a lock: the row stays locked until the
     commit.

@@ -32,8 +32,8 @@ class Done:
     """What an acknowledgement did. `runs`: how many failed runs it is about. `is_new`: False if it
     changed nothing.
 
-    `closed`: the incidents that it has closed. `still_open`: failed runs that have ended too late
-    to be meant.
+    `closed`: the incidents that it has closed. `still_open`: failed runs that ended too late to be
+    included.
     """
 
     runs: int
@@ -53,8 +53,8 @@ async def acknowledge(
 ) -> Done:
     """Acknowledge an open incident. One that is closed or acknowledged already is left as it is.
 
-    `failed_until`: only the runs that had failed by then are meant. If others are open, so is the
-    incident.
+    `failed_until`: acknowledge only the runs that had failed by then. If others are open, the
+    incident stays open.
     """
     row = (await connection.execute(select(incidents).where(incidents.c.id == incident))).one()
     number = still_open = 0
@@ -107,8 +107,8 @@ async def _acknowledge_runs(
 
 
 def is_of(task: str, fingerprint: str) -> ColumnElement[bool]:
-    """Whether a run of the task belongs to the incident of this fingerprint. That of all further
-    errors is MORE.
+    """Whether a run of the task belongs to the incident of this fingerprint. The incident of all
+    further errors has the fingerprint MORE.
     """
     if fingerprint != MORE:
         return runs.c.fingerprint == fingerprint
@@ -123,8 +123,8 @@ async def acknowledge_runs(
 ) -> Done:
     """Acknowledge those of these runs that have failed and are open.
 
-    An incident of which no run is open any more is closed by it. A failure that the watch has not
-    seen yet belongs to no incident, and opens none.
+    This closes an incident that has no open runs left. A failure that the watch has not seen yet
+    belongs to no incident, and opens none.
     """
     theirs = (
         json_rows.is_among(runs.c.id, sorted(ids), connection.dialect.name),

@@ -1,4 +1,4 @@
-"""Queries on incidents: to open, to continue and to close them, and lists of them."""
+"""Queries on incidents: they open, continue, close and list them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _END = re.compile(r"[0-9a-f]{4,12}")
 
 LONGEST_TEXT = 1_000
-"""Characters of the text of an incident, at most."""
+"""The text of an incident has at most this many characters."""
 
 
 MORE = "more"
-"""The fingerprint of the incident of a task that has many errors with an incident of their own
-already.
+"""The fingerprint of the one incident for all further errors of a task that already has many
+incidents.
 """
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What opens an incident, or continues it if it is open. `count`: how many more runs, slots or
-    rows it has now.
+    """What opens an incident, or continues an open one. `count`: how many more runs, slots or rows
+    it has now.
     """
 
     kind: IncidentKind
@@ -53,7 +53,7 @@ class Opening:
         return (self.kind, self.task, self.subject, self.fingerprint)
 
 
-# Those of missed slots have the first one; all others the newest state.
+# Incidents of missed slots keep their first details; all others have the newest.
 _DETAILS = (
     f"CASE WHEN batch_incidents.kind = '{IncidentKind.MISSED}' THEN batch_incidents.details ELSE "
     "coalesce(excluded.details, batch_incidents.details) END"
@@ -97,7 +97,7 @@ async def open_or_continue(
 
 
 async def told(connection: AsyncConnection, rows: Sequence[Row[Any]], now: datetime) -> None:
-    """Record that people were told of these incidents, or do not have to be."""
+    """Record that people got a message about these incidents, or need none."""
     theirs = json_rows.is_among(incidents.c.id, sorted(ids_of(rows)), connection.dialect.name)
     await connection.execute(update(incidents).where(theirs).values(told_at=now))
 
@@ -141,8 +141,8 @@ async def numbers_open(connection: AsyncConnection) -> dict[str, tuple[int, int]
 
 
 async def without_open_runs(connection: AsyncConnection) -> list[str]:
-    """The ids of the open incidents of runs that are over: each run was made good or
-    acknowledged.
+    """The ids of the open incidents of runs that are over, because each of their runs was made good
+    or acknowledged.
     """
     kinds = ", ".join(repr(str(kind)) for kind in OF_RUNS)
     statement = text(
@@ -153,7 +153,7 @@ async def without_open_runs(connection: AsyncConnection) -> list[str]:
 
 
 async def with_cancelled_runs(connection: AsyncConnection, ids: Collection[str]) -> set[str]:
-    """Those of these incidents whose newest run a person has cancelled, so that nothing was made
+    """Those of these incidents whose newest run a person has cancelled, so that no run was made
     good.
     """
     theirs = json_rows.is_among(incidents.c.id, sorted(ids), connection.dialect.name)
@@ -181,7 +181,7 @@ _FURTHER = (
 async def quiet(
     connection: AsyncConnection, keys: Collection[tuple[str, str]], now: datetime
 ) -> dict[tuple[str, str], Row[Any]]:
-    """The acknowledged incidents to which new failures with these (task, fingerprint) belong until
+    """The acknowledged incidents that include new failures with these (task, fingerprint) until
     `quiet_until`.
     """
     if not keys:

@@ -1,7 +1,7 @@
-"""What the watch and people write on runs about incidents: that they are noticed, made good or
+"""What the watch and people write on runs about incidents: that runs are noticed, made good or
 acknowledged.
 
-It never writes a state: transitions.py does.
+Only transitions.py writes a state.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ async def mark(
 async def good_by_themselves(
     connection: AsyncConnection, ids: Collection[str], now: datetime
 ) -> None:
-    """Nothing is wrong any more with these runs, which have succeeded after a person had retried
-    them.
+    """Record that nothing is wrong any more with these runs, which have succeeded after a person
+    retried them.
     """
     kind = connection.dialect.name
     statement = sql.statement(
@@ -55,7 +55,7 @@ async def good_by_themselves(
 
 
 async def made_good(connection: AsyncConnection, by_run: Mapping[str, str], now: datetime) -> None:
-    """Write which runs were made good by which; only those that are still open."""
+    """Write which runs have made which others good, if these are still open."""
     if not by_run:
         return
     kind = connection.dialect.name
@@ -71,7 +71,7 @@ async def made_good(connection: AsyncConnection, by_run: Mapping[str, str], now:
 
 
 async def reopen_acknowledged(connection: AsyncConnection, incident: str) -> int:
-    """The runs that were acknowledged with this incident count as open again. Returns how many
+    """Let the runs that were acknowledged with this incident count as open again. Returns how many
     there are.
     """
     statement = sql.statement(

@@ -25,7 +25,7 @@ from service.batch.ledger.tables import (
 from service.database import sql
 
 MOST = 1_000
-"""Rows of each kind that are noticed in one transaction."""
+"""At most this many rows of each kind are noticed in one transaction."""
 
 IS_ANY_SQL = " OR ".join(
     f"EXISTS (SELECT 1 FROM {table} WHERE {condition})"
@@ -59,7 +59,7 @@ async def mark_runs(connection: AsyncConnection, now: datetime) -> Sequence[Row[
     """Mark runs as noticed, the oldest first, and return them (RUN_COLUMNS) as they were when they
     were marked.
 
-    Rows that another transaction has locked are left for the next time.
+    Rows that another transaction has locked are noticed the next time.
     """
     lock = " FOR UPDATE SKIP LOCKED" if connection.dialect.name == "postgresql" else ""
     ids = (

@@ -1,5 +1,5 @@
-"""The outbox: what has to be sent, to which channel and when. It is written in the transaction of
-what it is about.
+"""The outbox: what has to be sent, to which channel and when. The transaction that makes the change
+also writes the messages about it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from service.batch.ledger.incidents.tables import UNSENT_SQL, outbox
 from service.batch.ledger.tables import new_id
 
 TOGETHER = timedelta(seconds=20)
-"""What is written within this time after a message is one message more."""
+"""Everything written within this time after a message is sent together, as one more message."""
 
 MOST_TOGETHER = 500
-"""Rows of the outbox that become one message, at most."""
+"""At most this many rows of the outbox become one message."""
 
 LONGEST_ERROR = 500
 
 
 @dataclass(frozen=True)
 class Note:
-    """One thing to tell a channel. `kind`: "opened", "repeated", "closed", "digest" or "test".
+    """One thing to send to a channel. `kind`: "opened", "repeated", "closed", "digest" or "test".
 
-    `content`: JSON, from which the message is made. `key`: the same thing is told only once.
-    `not_before`: it is held back until then.
+    `content`: JSON, from which the message is made. `key`: things with the same key are sent only
+    once. `not_before`: it is held back until then.
     """
 
     channel: str
@@ -42,8 +42,8 @@ class Note:
 
 
 async def write(connection: AsyncConnection, notes: Collection[Note], now: datetime) -> None:
-    """Write what has to be sent. What comes shortly after another message to a channel waits, and
-    goes together.
+    """Write what has to be sent. Rows that come shortly after another message to a channel wait,
+    and are sent together.
     """
     due = {
         channel: await _due_at(connection, channel, now)
@@ -66,7 +66,7 @@ async def write(connection: AsyncConnection, notes: Collection[Note], now: datet
 
 
 async def _due_at(connection: AsyncConnection, channel: str, now: datetime) -> datetime:
-    """When a note to this channel is sent: now, or together with others 20 seconds after the last
+    """When a row for this channel is sent: now, or together with others 20 seconds after the last
     message.
     """
     last = (
@@ -152,7 +152,7 @@ async def _set(
 
 
 async def next_due(connection: AsyncConnection) -> dict[str, datetime]:
-    """When the next message to each channel is due that has unsent ones."""
+    """For each channel with unsent messages, when the next one is due."""
     query = (
         select(outbox.c.channel, func.min(outbox.c.due_at))
         .where(text(UNSENT_SQL))
@@ -162,5 +162,7 @@ async def next_due(connection: AsyncConnection) -> dict[str, datetime]:
 
 
 async def prune(connection: AsyncConnection, before: datetime) -> int:
-    """Delete what was written before, sent or not. Returns how many rows."""
+    """Delete the rows that were written before, whether they were sent or not. Returns how many
+    rows.
+    """
     return (await connection.execute(delete(outbox).where(outbox.c.created_at < before))).rowcount

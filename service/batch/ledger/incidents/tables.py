@@ -42,8 +42,8 @@ incidents = Table(
     Column("told_at", UtcDateTime),
     Column("closed_at", UtcDateTime),
     Column("closed_why", String(20)),
-    # The acknowledgement of a person. Until `quiet_until` what comes again belongs to it, and opens
-    # no other incident.
+    # The acknowledgement of a person. Until `quiet_until`, failures that come again belong to it,
+    # and open no other incident.
     Column("acknowledged_at", UtcDateTime),
     Column("acknowledged_by", Text),
     Column("note", Text),
@@ -75,7 +75,7 @@ fingerprints = Table(
 )
 
 # A message to one channel, or a part of one: rows of a channel that are due together are sent as
-# one message, whose id is `message`. `key`: the same thing is written only once.
+# one message, whose id is `message`. `key`: rows with the same key are written only once.
 outbox = Table(
     "batch_outbox",
     ledger,

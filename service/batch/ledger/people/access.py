@@ -41,7 +41,7 @@ async def listed(connection: AsyncConnection) -> Sequence[Mapping[Any, Any]]:
 
 
 async def has_token(connection: AsyncConnection) -> bool:
-    """Whether a token was ever made, also one that is revoked by now."""
+    """Whether a token was ever made, including those that are revoked by now."""
     return (
         await connection.execute(select(tokens.c.id).where(tokens.c.kind == TOKEN).limit(1))
     ).first() is not None

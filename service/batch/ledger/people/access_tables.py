@@ -51,7 +51,7 @@ sessions = Table(
 )
 
 # The audit. Rows are only inserted, and deleted when they are older than BATCH_KEEP_EVENTS_DAYS.
-# `key`: several processes that notice the same change write it once.
+# `key`: if several processes notice the same change, only one of them writes it.
 events = Table(
     "batch_events",
     ledger,

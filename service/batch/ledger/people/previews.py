@@ -17,7 +17,8 @@ from service.batch.ledger.people.access_tables import previews
 
 ID_BYTES = 16
 KEPT = timedelta(days=1)
-"""For this time after its begin one can read how far a change has got, and longer while it goes on.
+"""The progress of a change can be read for this long after it began, and longer while it goes
+on.
 """
 
 
@@ -27,8 +28,8 @@ def pack(ids: Sequence[str]) -> bytes:
 
 
 def unpack(packed: bytes, start: int, stop: int) -> list[str]:
-    """The ids from number `start` to `stop` of those that `pack` was given. No more than `stop` are
-    decompressed.
+    """The ids from number `start` to `stop` of those that `pack` was given. Decompresses only the
+    first `stop`.
     """
     # 0 would stand for no limit.
     plain = zlib.decompressobj().decompress(packed, max(stop * ID_BYTES, 1))
@@ -60,8 +61,8 @@ async def packed_ids(connection: AsyncConnection, id: str) -> bytes:
 async def begin(
     connection: AsyncConnection, id: str, by: Mapping[str, Any], note: str | None, now: datetime
 ) -> bool:
-    """Make a preview that has not expired the change itself. Returns False if it is one already, or
-    has expired.
+    """Turn a preview that has not expired into the change itself. Returns False if the change has
+    begun already, or the preview has expired.
     """
     may_begin = (previews.c.id == id, previews.c.started_at.is_(None), previews.c.expires_at > now)
     values = {"started_at": now, "started_by": dict(by), "note": note, "expires_at": now + KEPT}
