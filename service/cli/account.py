@@ -107,7 +107,8 @@ class _SlotList:
 
 
 def _print(text: str, end: str = "\n") -> None:
-    """Print a text. If stdout is a closed pipe, exit.
+    """Print a text. If stdout is a closed pipe, exit. main() can't do this, because the open ledger
+    would take the error for one of its own.
 
     This is not left to main(), because the open ledger would take the error for one of its own.
     """

@@ -46,7 +46,7 @@ class Asked:
     Attributes:
         parameter: The parameter of the function that gets the model.
         model: Where it is, as `module:Class`.
-        names: What is written in place of `--field`. Without dashes it is an argument.
+        names: The names used instead of `--field`. A name without dashes is an argument.
         without: The fields that the command does not have.
     """
 
@@ -114,7 +114,9 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _evaluated(annotation: Any, function: Callable[..., None]) -> Any:
-    """The annotation of a parameter, which is a text. That of the model can't be evaluated."""
+    """The annotation of a parameter, which is a text. The model's own annotation can't be
+    evaluated.
+    """
     holder = SimpleNamespace(__annotations__={"it": annotation})
     return typing.get_type_hints(holder, vars(inspect.getmodule(function)), include_extras=True)[
         "it"
@@ -210,7 +212,7 @@ class _Option:
         return f"{first} ({'; '.join(more)}){stop}{others}"
 
     def read(self, value: Any) -> Any:
-        """The value of the field for what somebody has typed. Raises InvalidParameters."""
+        """The value of the field for the text that the user has typed. Raises InvalidParameters."""
         if not self._is_instant:
             return value
         name = self._ways[0]
@@ -235,7 +237,7 @@ def _choices(type_: Any) -> list[str]:
 
 
 def _without_none(annotation: Any) -> Any:
-    """X for `X | None`, without what it is annotated with."""
+    """X for `X | None`, without its annotations."""
     parts = [part for part in get_args(annotation) if part is not type(None)]
     if get_origin(annotation) not in (list, Literal, Annotated) and len(parts) == 1:
         annotation = parts[0]

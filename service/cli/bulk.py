@@ -94,7 +94,7 @@ def cancel(
 
 
 async def _cancelled(operations: Operations, run: str, seconds: float, note: str | None) -> RunNow:
-    """Cancel a run, and wait at most so many seconds for its end."""
+    """Cancel a run, and wait at most the given number of seconds for its end."""
     from service.verbs.following import ended_within
     from service.verbs.run_changes import CancelRun
 

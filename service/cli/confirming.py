@@ -1,4 +1,4 @@
-"""Asks a person at a terminal before something is done that can't be undone."""
+"""Asks a person at a terminal before doing something that can't be undone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from service.errors import InvalidParameters
 
 
 def confirm(question: str, outcome: str) -> None:
-    """Let a person answer yes. Raises InvalidParameters for another answer, or if nobody can be
-    asked.
+    """Let a person answer yes. Raises InvalidParameters for another answer, or if there is no
+    terminal.
 
     `outcome`: what the error says first, such as "nothing was deleted".
     """

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from service.operations.asking.filter import RunFilter
 
 FILTER = {"created_since": "--since", "created_until": "--until"}
-"""The names of options that are not called as the field."""
+"""The names of options that differ from the name of the field."""
 
 
 def refuse_slow(wanted: RunFilter) -> None:

@@ -244,12 +244,12 @@ def _columns(listed: list[Incident]) -> list[str]:
 
 
 def _error_of(incident: Incident) -> tuple[str | None, datetime]:
-    """What incidents that are one problem have in common, and when it was opened."""
+    """What the incidents of one problem have in common, and when the problem was opened."""
     return (incident.error if incident.closed_at is None else None), incident.opened_at
 
 
 def _row(problem: Sequence[Incident]) -> dict[str, Any]:
-    """The row of an incident, or of several that are one problem."""
+    """The row of an incident, or of several that form one problem."""
     incident = problem[0]
     row = {**incident.model_dump(), "id": short(incident.id)}
     if len(problem) == 1:

@@ -1,4 +1,6 @@
-"""`batch quarantine` and `batch redrive`: the items that failed in a run and were set aside."""
+"""`batch quarantine` and `batch redrive`: the items that failed in a run and were set aside. Alone,
+because `batch` imports the module of a command only to run it or to show its help.
+"""
 
 from __future__ import annotations
 

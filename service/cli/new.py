@@ -217,7 +217,7 @@ def _has_pytest_settings() -> bool:
     here = Path.cwd()
     for folder in (here, *here.parents):
         for name, section in PYTEST_SECTIONS.items():
-            with suppress(OSError):  # there is no such file, or it is somebody else's
+            with suppress(OSError):  # there is no such file, or it belongs to another user
                 if section in (folder / name).read_text(encoding="utf-8", errors="replace"):
                     return True
     return False

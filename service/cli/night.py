@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NEEDS_A_PERSON = ("alarm", "bad")
 SHOWN = 20
-"""Rows of each list that are shown."""
+"""At most this many rows of each list are shown."""
 
 
 @asks("asked", "service.verbs.night:ShowNight")

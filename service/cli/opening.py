@@ -58,8 +58,8 @@ def ask(
 
 
 _service: tuple[str, str | None] | None = None
-"""The URL of the service that is asked, and the token, as the options --url and --token-file give
-them.
+"""The URL of the service that commands ask, and the token, as given by the options --url and
+--token-file.
 """
 
 
@@ -82,7 +82,7 @@ def refuse_service(what: str) -> None:
 
 
 def backups_of(operations: Operations) -> Backups:
-    """The backups of this machine. Raises InvalidParameters where a service is asked."""
+    """The backups of this machine. Raises InvalidParameters if the command asks a service."""
     from service.operations.backups.backups import Backups
 
     return Backups(operations.context)
@@ -90,7 +90,7 @@ def backups_of(operations: Operations) -> Backups:
 
 async def pages(operations: Operations, asked: Any, limit: int) -> list[Any]:
     """The pages of a list until they have `limit` items, or the list ends. `asked`: a verb with the
-    fields `limit` and `after`; the first field of its answer are the items.
+    fields `limit` and `after`; the first field of its answer holds the items.
     """
     found: list[Any] = []
     left = limit

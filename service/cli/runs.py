@@ -45,7 +45,7 @@ FIRST_LEFT_OUT = [
 ]
 """The columns that a narrow terminal does not show, in this order."""
 MOST_NAMED = 3
-"""So many of the things that a run waits for are named."""
+"""At most this many of the things that a run waits for are named."""
 
 Awaits = dict[str, "list[Awaited]"]
 """What runs in the state `waiting` wait for, by their ids."""

@@ -1,4 +1,6 @@
-"""`batch serve`."""
+"""`batch serve`. Alone, because `batch` imports the module of a command only to run it or to show
+its help.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def serve(
     or Ctrl-C.
     """
     refuse_service("`batch serve`")
-    # Hardly anything of what is imported is ever garbage, and it would be looked at again and again
+    # Hardly any imported object is ever garbage, and the collector would check them all again and
+    # again
     gc.disable()
     from service.server import reload as reloading
     from service.server import uvicorn as server

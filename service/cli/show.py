@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from service.verbs.following import Operations
 
 Waits = dict[str, Any]
-"""What a run waits for, if it does (`waiting`: a Waiting), and the chain that it is in (`chain`: a
+"""What a run waits for, if it waits (`waiting`: a Waiting), and the chain that it is in (`chain`: a
 Chain).
 """
 

@@ -1,4 +1,4 @@
-"""`batch --version`."""
+"""`batch --version`. Alone, because `batch` imports what a command needs only when it runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def print_version() -> None:
     console.say(f"batch {package_version()}")
     try:
         settings = get_settings()
-    except BatchError:  # a setting that is wrong is no reason not to say the version
+    except BatchError:  # print the version even if a setting is wrong
         return
     version = application_version(settings.BATCH_VERSION, settings.TASKS_DIR, Path.cwd())
     console.say(f"application {version}")

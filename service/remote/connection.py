@@ -1,4 +1,4 @@
-"""Sends requests to the HTTP API of a service, and checks what it answers."""
+"""Sends requests to the HTTP API of a service, and checks its answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_DETAIL = 2_000
 
 
 class ServiceUnreachable(BatchError):
-    """The service does not answer, or what answers is not this service."""
+    """The service does not answer, or another program answers at its address."""
 
     kind = "unavailable"
 

@@ -1,4 +1,6 @@
-"""The same as `Operations`, asked of a service over its HTTP API: for commands on another machine.
+"""The same as `Operations`, but over the HTTP API of a service: for commands on another machine.
+Anything that needs the machine of the service, such as a restore, is refused with a sentence that
+says so.
 
 What needs the machine of the service, such as a restore, is refused with a sentence that says so.
 """
@@ -54,7 +56,9 @@ class RemoteOperations:
 
     @property
     def context(self) -> Context:
-        """Refused: what needs it works on the machine of the service."""
+        """Raises InvalidParameters: whatever needs the context works only on the machine of the
+        service.
+        """
         raise InvalidParameters(ONLY_THERE)
 
 

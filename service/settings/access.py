@@ -1,4 +1,6 @@
-"""The settings of access by HTTP: who may ask, how often, and what is hidden."""
+"""The settings of access by HTTP: who may ask, how often, and what is hidden. Alone, because each
+subject of the settings has a module of its own.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Follows what goes on: a run to its end, its log, and a bulk. A question is asked again and again,
-of the ledger or of a service.
-"""
+"""Follows a run to its end, its log, or a bulk, by polling the ledger or a service."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 LINES = 2_000
-"""How many lines of a log are asked for at once."""
+"""How many lines of a log are requested at once."""
 
 
 class Operations(Protocol):
@@ -36,7 +34,9 @@ class Operations(Protocol):
 
     @property
     def context(self) -> Context:
-        """For what is no verb. Raises InvalidParameters where a service is asked."""
+        """The context, for what is not a verb. Raises InvalidParameters for the operations of a
+        remote service.
+        """
 
     async def __call__(self, verb: Performs[R]) -> R:
         """Carry out a verb."""
@@ -61,7 +61,7 @@ async def follow(operations: Operations, run: str) -> AsyncGenerator[RunNow]:
 
 
 async def ended_within(operations: Operations, run: RunNow, seconds: float) -> RunNow:
-    """A run when it has a final state, or as it is after so many seconds."""
+    """A run when it has a final state, or as it is after `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             async for now in follow(operations, run.id):
@@ -108,8 +108,8 @@ def _blocks(page: LogPage) -> list[LogBlock]:
 
 
 async def carried_out(operations: Operations, bulk: Bulk, report: Callable[[Bulk], None]) -> Bulk:
-    """Wait until a bulk is carried out; beside the ledger it is carried out here, unless a service
-    does it. `report`: called twice a second.
+    """Wait until a bulk is carried out; beside the ledger, this process carries it out, unless a
+    service does. `report`: called twice a second.
     """
     working = asyncio.ensure_future(_carry_out(operations, bulk.id))
     try:

@@ -1,7 +1,7 @@
 """Verb: one thing that can be asked of the system, said once. All doors are made from it: its
 route, its method of the client, its command and its form.
 
-A verb is a class. Its fields are what is asked, `perform` answers it, and the class line says by
+A verb is a class. Its fields are the input, `perform` answers it, and the class line says through
 which doors it can be asked, and by whom:
 
     class PauseTask(Verb, role="operator", http=post("/tasks/{name}/pause"), audit="task.pause"):
@@ -41,12 +41,11 @@ class Http:
 
     Attributes:
         path: Below /api/v1; the names in braces are fields of the verb.
-        tag: Under which heading the document of the API has it. Default: the first part of the
-            path.
+        tag: The heading under which the API's document has it. Default: the first part of the path.
         headers: The fields that are sent in a header, by their names.
         query: The fields whose query parameter has another name.
-        passing: What of the answer changes while nothing happens. Then the answer has an ETag,
-            which is the hash of the rest of it. As `exclude` of pydantic.
+        passing: The fields of the answer that change while nothing happens, as for pydantic's
+            `exclude`. If it is set, the answer has an ETag, which is the hash of the other fields.
         text: Writes the answer as text for people, which a caller may ask for.
         revokes: Whether it may revoke a secret, which the process then forgets at once.
         about: A paragraph for the document of the API.
@@ -86,7 +85,7 @@ def delete(path: str, **more: Any) -> Http:
 
 @dataclass(frozen=True)
 class Doors:
-    """By which doors a verb can be asked, and by whom.
+    """Through which doors a verb can be asked, and by whom.
 
     Attributes:
         role: The lowest role that may ask for it.
@@ -99,7 +98,7 @@ class Doors:
 
 
 class NotAllowed(InvalidParameters):
-    """A verb was asked with values that it does not allow."""
+    """A verb got values that it does not allow."""
 
     def __init__(self, verb: type[Verb], error: ValidationError) -> None:
         super().__init__(in_words(error, verb))

@@ -38,12 +38,12 @@ Authorize = Callable[[Request], Actor | Awaitable[Actor | None] | None]
 """A function of the application around this one: who asks, or None for nobody."""
 
 ReadCsrf = Callable[[], Awaitable[str]]
-"""Reads the CSRF token in the body of a form. It is called when it is known who asks."""
+"""Reads the CSRF token in the body of a form. It is called once the caller is known."""
 
 Ask = Callable[[Context, str, str | None], Coroutine[None, None, Actor | None]]
 
 KNOWN_SECONDS = 1.0
-"""For how long an answer of the ledger about a secret is believed. A revoked token is refused after
+"""For how long an answer of the ledger about a secret is kept. A revoked token is refused after
 that.
 """
 MOST_KNOWN = 1_000
@@ -55,11 +55,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class _WrongToken(Refused):
-    """A token that is not valid, as one who guesses tokens sends it."""
+    """A token that is not valid, such as a guessed one."""
 
 
 class Guard:
-    """Finds the actor of a request, and refuses requests that nobody may make. There is one for
+    """Finds the actor of a request, and refuses requests that have no valid one. There is one for
     each service.
     """
 
@@ -94,8 +94,8 @@ class Guard:
     async def actor(
         self, request: Request, csrf: ReadCsrf | None = None, *, may_be_anonymous: bool = True
     ) -> Actor:
-        """Who makes this request. Raises Refused: 401 for nobody, 403 for a forged one, 429 for too
-        many.
+        """Who makes this request. Raises Refused: 401 for an unknown caller, 403 for a forged
+        request, 429 for too many requests.
 
         `csrf`: reads the CSRF token in the body of a form; None: the token is in the header
         X-CSRF-Token. `may_be_anonymous`: whether BATCH_AUTH=off lets in a request of this machine
@@ -117,8 +117,8 @@ class Guard:
         return actor
 
     async def still(self, request: Request) -> bool:
-        """Whether the caller of a request that is being answered may still ask. This is no use of
-        its token.
+        """Whether the caller of a request that is being answered may still ask. It does not count
+        as a use of the token.
         """
         try:
             return await self._actor(request, address_of(request)) is not None
@@ -126,7 +126,7 @@ class Guard:
             return False
 
     async def stop(self) -> None:
-        """End what still asks the ledger. Call it before the ledger is closed."""
+        """End the tasks that still query the ledger. Call it before the ledger is closed."""
         tasks = [task for task in (self._noting, *self._asking.values()) if task is not None]
         for task in tasks:
             task.cancel()
@@ -149,7 +149,7 @@ class Guard:
             actor = await answer if inspect.isawaitable(answer) else answer
             if actor is not None:
                 refuse_foreign(request)
-            # No session and no setting lets in anybody else: the application around this one
+            # No session or setting lets in other callers, because the surrounding application
             # decides
             return actor
         if cookie := request.cookies.get(cookie_name(request)):
@@ -187,8 +187,9 @@ class Guard:
     async def _remembered(
         self, kind: str, secret: str, ask: Ask, address: str | None
     ) -> Actor | None:
-        """What the ledger says about a secret, at most KNOWN_SECONDS old. Requests at the same time
-        ask it once.
+        """What the ledger says about a secret, at most KNOWN_SECONDS old. Simultaneous requests
+        share one query. For an address that has sent many wrong secrets, few unknown ones are
+        looked up, but always those that were valid before.
 
         An address that has sent many wrong ones may ask about few others, but always about those
         that were valid.
@@ -232,13 +233,13 @@ class Guard:
         return actor
 
     def forget(self) -> None:
-        """Ask the ledger again about all secrets, because one of them was just revoked."""
+        """Query the ledger again for all secrets, because one of them was just revoked."""
         self._known.clear()
         self._revocations += 1
 
     def revocations(self) -> int:
-        """Another number after a secret was revoked: here, or elsewhere since the last look of the
-        live events.
+        """A number that changes when a secret is revoked, here or elsewhere (as the live events
+        last saw it).
         """
         if self.feed.revoked != self._revoked_before:
             self._revoked_before = self.feed.revoked
@@ -264,9 +265,10 @@ class Guard:
             self._noting = asyncio.get_running_loop().create_task(self._note())
 
     async def _note(self) -> None:
-        """Write what is a hint for people: an error loses it, and the next use is noted again.
+        """Best effort: record the last uses of tokens. A failed write is dropped, and the next use
+        is recorded again.
 
-        Requests without a valid token must not take SQLite's writer, so they are noted once a
+        Requests without a valid token must not occupy SQLite's writer, so they are recorded once a
         minute.
         """
         await asyncio.sleep(NOTE_SECONDS)
@@ -293,8 +295,8 @@ def address_of(request: Request) -> str | None:
 
 
 def is_local(request: Request) -> bool:
-    """Whether a request comes from this machine itself. What came by a proxy does not, wherever the
-    proxy is.
+    """Whether a request comes from this machine itself. A request through a proxy does not,
+    wherever the proxy is.
     """
     return is_loopback(address_of(request)) and not any(
         name in request.headers for name in OF_PROXIES
@@ -312,7 +314,7 @@ def is_loopback(address: str | None) -> bool:
 
 
 def is_address(host: str) -> bool:
-    """Whether this part of a Host header is an address of IP, and not a name that leads to one."""
+    """Whether this part of a Host header is an IP address, and not a name that resolves to one."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -340,7 +342,7 @@ def _roles(setting: str) -> list[tuple[str, Role]]:
     """The patterns and roles of a setting such as
     `*@acme.example=viewer,ops@acme.example=operator`.
 
-    The last pattern that fits a name decides, so they are returned last first.
+    The last pattern that matches a name decides, so they are returned last first.
     """
     roles: list[tuple[str, Role]] = []
     for part in filter(None, map(str.strip, setting.split(","))):

@@ -17,7 +17,7 @@ from service.web.headers import host_name
 from service.web.problems import problem
 
 READY_SECONDS = 5.0
-"""A database that does not answer for this long can't be reached."""
+"""A database that does not answer for this long counts as unreachable."""
 
 
 NOT_STARTED = (
@@ -68,8 +68,8 @@ async def metrics(request: Request) -> Response:
 
 
 def _exposed(*given: Any) -> tuple[bytes, str]:
-    """In a thread, because the library takes long to be imported, and some milliseconds to write
-    the text.
+    """In a thread, because importing the library takes long, and writing the text takes some
+    milliseconds.
     """
     from service.web import exposition
 
@@ -79,9 +79,9 @@ def _exposed(*given: Any) -> tuple[bytes, str]:
 def _is_called_by_own_name(request: Request, guard: Any) -> bool:
     """Whether the Host header has an address, or a name that is allowed.
 
-    The path is answered for any Host, for monitors come by address. But a page of an attacker that
-    has let its name lead to this machine comes from here too, by that name, and must not read
-    anything without a token.
+    The path is answered for any Host, because monitors come by address. But requests from an
+    attacker's page whose name resolves to this machine also come from here, with that name, and
+    must not read anything without a token.
     """
     host = host_name(request.headers.get("host", ""))
     allowed = LOOPBACK if guard is None else guard.hosts

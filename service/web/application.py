@@ -27,8 +27,8 @@ class Guarded(FastAPI):
     """Answers by these routes, and guards them: by the Host header, by trusted proxies, and by
     tokens.
 
-    `authorize`: who makes a request, as the application around this one knows it. `sign_in_url`:
-    where that one signs people in.
+    `authorize`: says who makes a request, as the surrounding application knows it. `sign_in_url`:
+    where that application signs people in.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Guarded(FastAPI):
 
     @property
     def signs_in(self) -> bool:
-        """Whether people sign in here, and not in the application around this one."""
+        """Whether people sign in here, and not in the surrounding application."""
         return self._authorize is None
 
     @property
@@ -87,7 +87,7 @@ class Guarded(FastAPI):
     def _hosts(self) -> Collection[str] | None:
         """The names that may stand in the Host header.
 
-        An application around this one checks hosts by itself, unless BATCH_ALLOWED_HOSTS is set.
+        A surrounding application checks hosts itself, unless BATCH_ALLOWED_HOSTS is set.
         """
         try:
             guard = self.guard
@@ -97,9 +97,7 @@ class Guarded(FastAPI):
 
 
 class Api(Guarded):
-    """The endpoints of the service. `pages`: the routes of what people look at, beside those of
-    programs.
-    """
+    """The endpoints of the service. `pages`: the routes for people, beside those for programs."""
 
     def __init__(
         self, *, authorize: Authorize | None = None, pages: Sequence[BaseRoute] = (), **options: Any
@@ -135,7 +133,7 @@ class Api(Guarded):
         return self.openapi_schema
 
     async def _document(self, request: Request) -> dict[str, Any]:
-        """The document, whose paths are below the one at which this application is mounted."""
+        """The document. Its paths are below the one at which this application is mounted."""
         below = request.scope.get("root_path", "")
         return {**self.openapi(), "servers": [{"url": below}]} if below else self.openapi()
 

@@ -1,4 +1,4 @@
-"""Changes that a page of another site could make with a browser's cookies are refused."""
+"""Refuses changes that a page of another site could make with a browser's cookies."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def csrf_of(cookie: str) -> str:
 
 
 def masked(csrf: str) -> str:
-    """The CSRF token for a form, another one each time, so that the size of a packed page says
-    nothing about it.
+    """The CSRF token for a form, a different one each time, so that the size of a compressed page
+    reveals nothing about it.
     """
     nonce = secrets.token_hex(16)
     return nonce + hmac.new(csrf.encode(), nonce.encode(), hashlib.sha256).hexdigest()
 
 
 def _unmasked(given: str, csrf: str) -> str:
-    """The CSRF token if `given` was made of it by `masked`, else nothing."""
+    """`csrf`, if `masked` made `given` from it; otherwise an empty text."""
     nonce, proof = given[:32], given[32:]
     made = hmac.new(csrf.encode(), nonce.encode(), hashlib.sha256).hexdigest()
     return csrf if hmac.compare_digest(proof.encode(), made.encode()) else ""
@@ -47,8 +47,8 @@ def refuse_foreign(request: Request) -> None:
 
 
 def refuse_foreign_read(request: Request) -> None:
-    """Refuse what a page of another site reads or embeds; a link to a page of ours is followed.
-    Raises Refused.
+    """Refuse requests by which a page of another site reads or embeds ours; links to our pages
+    work. Raises Refused.
     """
     site, mode = (request.headers.get(f"sec-fetch-{name}") for name in ("site", "mode"))
     if site not in (None, "same-origin", "none") and not (

@@ -26,8 +26,8 @@ CHECK_SECONDS = 0.5
 """How long a stream waits for events before it looks whether there is something else to do."""
 VALID_SECONDS = 5.0
 """How often a stream asks the ledger whether its token or session has expired. With many viewers
-each stream asks about another session, so this is most of what an idle stream costs. What was
-revoked is seen with the next look of the feed.
+each stream asks about another session, so this is most of what an idle stream costs. The feed sees
+a revocation the next time it reads the ledger.
 """
 END_SECONDS = 1.0
 """At a stop of the service, the time that a client has to read what is being sent to it."""
@@ -95,7 +95,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _is_valid(self) -> bool:
-        """Whether the client may still ask, as far as is known."""
+        """Whether the client may still ask, by the last check."""
         now, revocations = clock.monotonic(), self._guard.revocations()
         if now - self._valid_at < VALID_SECONDS and self._revocations == revocations:
             return True
@@ -104,13 +104,13 @@ class EventStream(Response):
         return await self._guard.still(self._request)
 
     async def texts_of(self, events: Sequence[Event]) -> Sequence[bytes]:
-        """What is sent for these events. It is asked every CHECK_SECONDS at least, also without
+        """The texts to send for these events. Called at least every CHECK_SECONDS, even without
         events.
         """
         return [event.text for event in events]
 
     def ping(self) -> bytes:
-        """What is sent every PING_SECONDS, so that the client knows that the stream lives."""
+        """What is sent every PING_SECONDS, so that the client knows that the stream is alive."""
         return b": ping\n\n"
 
 

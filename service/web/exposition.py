@@ -44,21 +44,21 @@ def render(process: ProcessSnapshot, gauges: Gauges | None, labels: TaskLabels) 
 
 @lru_cache(maxsize=4)
 def _text_of_ledger(gauges: Gauges, labels: TaskLabels) -> bytes:
-    """The gauges of the ledger are most of the text, and the same for all scrapes until they are
-    read again.
+    """Cached, because the gauges of the ledger are most of the text, and do not change until they
+    are read again.
     """
     return _text([*_ledger_gauges(gauges), *_task_gauges(gauges.tasks, labels)])
 
 
 def _text(metrics: Iterable[Metric]) -> bytes:
-    """The registry is of one scrape, so that several services may live in one process."""
+    """Each scrape has its own registry, so that several services can live in one process."""
     registry = CollectorRegistry()
     registry.register(_Collected(metrics))
     return generate_latest(registry)
 
 
 class _Collected(Collector):
-    """Metrics that are there already."""
+    """A collector of metrics that exist already."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -241,8 +241,8 @@ Fold = Callable[[float, float], float]
 
 
 def _task_gauges(tasks: Mapping[str, TaskGauges], labels: TaskLabels) -> Iterator[Metric]:
-    """The gauges of each task. What many tasks without a label of their own have in common is the
-    worst of them.
+    """The gauges of each task. Tasks without a label of their own share one, whose value is the
+    worst of theirs.
     """
     by_label = [(labels.of(name), task) for name, task in tasks.items()]
 

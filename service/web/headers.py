@@ -1,4 +1,4 @@
-"""What every answer of the HTTP server has to have, and what no request may have: hosts, sizes and
+"""What every answer of the HTTP server must have, and what no request may have: hosts, sizes and
 headers.
 """
 
@@ -98,7 +98,7 @@ class _Bounded:
 
     async def _send_some(self, message: Message) -> None:
         if self._is_too_large and not self._is_answered:
-            return  # an answer to the error of the body, which is answered with 413 instead
+            return  # the application's answer to the body's error, in place of which 413 is sent
         self._is_answered = True
         await self._send(message)
 
@@ -108,8 +108,8 @@ class _TooLarge(Exception):
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    """The connection stays open, and the server discards the rest: a close would take the answer
-    from the client.
+    """The connection stays open, and the server discards the rest: closing it would lose the
+    answer.
     """
     answer = problem(413, f"the body of a request may have at most {LARGEST_BODY:,} bytes")
     await answer(scope, receive, send)

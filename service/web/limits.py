@@ -11,7 +11,7 @@ from service.web.problems import Refused
 
 FAILURE_SECONDS = 60.0
 LOOKS = 10
-"""How many unknown secrets of an address that guesses are looked up in a second."""
+"""How many unknown secrets from a guessing address are looked up in a second."""
 MOST_COUNTED = 10_000
 """How many tokens or addresses are counted at most; the one that was counted first is forgotten
 first.
@@ -39,7 +39,7 @@ class Limits:
         self._failures.add(address or "")
 
     def count_look(self, address: str | None) -> None:
-        """Count that a secret of this address is looked up. Raises Refused, 429, if the address
+        """Count a look-up of a secret from this address. Raises Refused, 429, if the address
         guesses fast.
         """
         wait = self._failures.full(address or "")
@@ -58,7 +58,7 @@ def _after(seconds: float) -> dict[str, str]:
 
 
 class _Windows:
-    """For each key how often something happened since its window began. A window ends after
+    """For each key, how often something happened since its window began. A window ends after
     `seconds`.
     """
 

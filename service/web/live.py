@@ -1,7 +1,7 @@
 """Live events: one reader of the ledger in each process, for any number of streams.
 
-It reads once a second while somebody watches, compares with what it has read before, and gives each
-stream what has changed in its topics. Ids of events are `process.number`: a stream that comes back
+While there are streams, it reads once a second, compares the result with the one before, and gives
+each stream the changes in its topics. Ids of events are `process.number`: a stream that comes back
 gets what it has missed, if its topics were watched all the time and the events are kept, and
 otherwise one event `reload`.
 """
@@ -35,9 +35,9 @@ MOST_KEPT_BYTES = 2_000_000
 MOST_STREAMS = 1_000
 MOST_STREAMS_OF_ONE = 50
 MOST_RUNS = 200
-"""How many single runs are watched in one process at most."""
+"""At most this many single runs are watched in one process."""
 MOST_FOLLOWED = 2_000
-"""How many unfinished runs are followed to their end at most after they have left the list of the
+"""At most this many unfinished runs are followed to their end after they have left the list of the
 newest ones.
 """
 
@@ -49,11 +49,11 @@ class TooManyStreams(BatchError):
 
 
 class Feed:
-    """The events of one process. `stopping`: is set when the service begins to stop, which ends all
+    """The events of one process. `stopping`: set when the service begins to stop, which ends all
     streams.
 
-    `revoked`: is another value after a token or a session was revoked, in whichever process. It is
-    read while streams are open.
+    `revoked`: changes when a token or a session is revoked, in any process. It is read while
+    streams are open.
     """
 
     def __init__(self, operations: Operations, process: str, stopping: asyncio.Event) -> None:
@@ -72,7 +72,7 @@ class Feed:
         self._last: dict[str, dict[str, Any]] = {}
         self._since: dict[
             str, int
-        ] = {}  # the number from which on a topic was watched without a gap
+        ] = {}  # the number since which a topic has been watched without a gap
 
     def open(self, topics: frozenset[str], owner: str, last_id: str | None) -> Stream:
         """Begin a stream. `last_id`: the last event that the client has got. Raises
@@ -107,7 +107,7 @@ class Feed:
             await asyncio.wait([self._reader])
 
     def close(self, stream: Stream) -> None:
-        """End a stream. Without streams the ledger is not read any more after a while."""
+        """End a stream. Without streams, it stops reading the ledger after a while."""
         self._streams.discard(stream)
         until = clock.monotonic() + LINGER_SECONDS
         for topic in stream.topics:
@@ -117,7 +117,8 @@ class Feed:
             self._lingering.pop(next(iter(self._lingering)))
 
     async def turn(self) -> None:
-        """Let one stream after the other go on, and what is due on the event loop between them.
+        """Wake streams one by one, yielding to the event loop in between. Otherwise all of them
+        would send at once, and nothing else would run meanwhile.
 
         Otherwise all of them would send at once what has woken them, and nothing else would run
         meanwhile.
@@ -185,7 +186,7 @@ class Feed:
         }
 
     def _compare(self, look: Look, topics: set[str], runs: set[str]) -> None:
-        """Publish what is different from the last look, and begin the streams whose topics have
+        """Publish what has changed since the last reading, and begin the streams whose topics have
         been read now.
         """
         if "runs" in topics:
@@ -253,5 +254,5 @@ class Feed:
 
 
 def _significant(row: Result) -> dict[str, Any]:
-    """The fields whose change is told. A beat and an expected end change all the time."""
+    """The fields whose changes are published. A beat and an expected end change all the time."""
     return row.model_dump(exclude={"beats", "seen_at", "loop_lag", "rate", "eta", "progress_at"})

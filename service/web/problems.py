@@ -98,7 +98,7 @@ def problem(
 
 
 class Refused(Exception):
-    """A request that is answered with a problem, raised where the request is not yet known to be
+    """A request that is answered with a problem, raised before the request is known to be
     allowed.
     """
 

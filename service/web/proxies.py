@@ -1,4 +1,4 @@
-"""Reverse proxies: what they say of the client is believed only if their own address is in
+"""Reverse proxies: what they say about the client is believed only if their own address is in
 BATCH_TRUSTED_PROXIES.
 """
 
@@ -15,7 +15,7 @@ from service.errors import InvalidSetting
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 PEER = "batch.peer"
-"""The key of the scope for the address that the connection comes from, which may be that of a
+"""The key of the scope for the address from which the connection comes, which may be that of a
 proxy.
 """
 OF_PROXIES = (
@@ -28,7 +28,7 @@ OF_PROXIES = (
 )
 """Headers that proxies add to a request."""
 UNKNOWN = "unknown"
-"""The address of a client of a trusted proxy that does not say it in a form that can be read."""
+"""The address of a client whose trusted proxy does not give it in a readable form."""
 MOST_HOPS = 50
 
 

@@ -1,5 +1,5 @@
 """The routes of the HTTP API, made from the verbs; and what surrounds each of them: who asks, which
-role that needs, and query parameters that are refused.
+role it needs, and which query parameters are refused.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def guard_of(request: Request) -> Guard:
 
 
 class AskedFirst(APIRoute):
-    """A route that knows who asks before it reads the body: nobody without a token makes it wait
-    for one.
+    """A route that identifies the caller before it reads the body, so that callers without a token
+    can't make it wait for one.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -137,13 +137,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def router(tag: str) -> APIRouter:
-    """A router for what is asked under one heading, by somebody with a role."""
+    """A router for the requests under one heading."""
     return APIRouter(tags=[tag], responses=PROBLEMS, route_class=AskedFirst)
 
 
 def made_from_verbs() -> APIRouter:
     """The routes of all verbs that can be asked over HTTP. An address without names in braces comes
-    first, because one with them would take its requests.
+    first, because otherwise one with names would match its requests.
     """
     made = APIRouter(responses=PROBLEMS, route_class=AskedFirst)
     for verb in sorted(filter(_http, all_verbs()), key=_is_named):
@@ -156,7 +156,7 @@ def _http(verb: type[Verb]) -> Http | None:
 
 
 def _is_named(verb: type[Verb]) -> list[bool]:
-    """Of each part of the address, whether it stands for a value."""
+    """For each part of the address, whether it stands for a value."""
     http = _http(verb)
     return [part.startswith("{") for part in http.path.split("/")] if http else []
 
@@ -186,7 +186,9 @@ def _add(made: APIRouter, verb: type[Verb]) -> None:
 
 
 def _endpoint(verb: type[Verb], http: Http) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """The function that answers a request: FastAPI reads from its signature what a request has."""
+    """The function that answers a request: FastAPI reads the fields of a request from its
+    signature.
+    """
     sent = [name for name in verb.model_fields if name not in (*http.in_path, *http.headers)]
     body = _body(verb, sent) if http.method == "POST" and sent else None
 
@@ -238,8 +240,8 @@ def _parameter(name: str, annotation: Any, default: Any = Parameter.empty) -> Pa
 def _of_field(
     verb: type[Verb], name: str, alias: str | None, place: Callable[..., Any]
 ) -> Parameter:
-    """The parameter for a field of a verb. `place`: where a request has it, by the name `alias` if
-    that is another one.
+    """The parameter for a field of a verb. `place`: where a request has it, under the name `alias`
+    if that differs.
     """
     info = verb.model_fields[name]
     sent = place(description=description_of(info), **({"alias": alias} if alias else {}))

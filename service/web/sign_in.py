@@ -61,7 +61,7 @@ async def sign_in(request: Request, response: Response, body: SignIn) -> Session
 
 
 def refuse_sign_in(request: Request) -> None:
-    """Raises Refused, 403, if people sign in to the application around this one."""
+    """Raises Refused, 403, if people sign in to the surrounding application."""
     if not request.app.signs_in:
         raise Refused(
             403, "nobody signs in here: the application that contains this service says who asks"

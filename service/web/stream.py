@@ -1,4 +1,4 @@
-"""One stream of live events: what waits for its client, which may be slow."""
+"""One stream of live events, with those that wait for its client, which may be slow."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Stream:
         self._wake.set()
 
     async def next(self, reload: Callable[[], Event], seconds: float) -> list[Event]:
-        """The events that wait; after `seconds` without one: none. `reload`: makes what a slow
-        client gets instead.
+        """The events that wait; empty after `seconds` without one. `reload`: makes the event that a
+        slow client gets instead.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
