@@ -107,10 +107,9 @@ class _SlotList:
 
 
 def _print(text: str, end: str = "\n") -> None:
-    """Print a text. If stdout is a closed pipe, exit. main() can't do this, because the open ledger
-    would take the error for one of its own.
+    """Print a text. If stdout is a closed pipe, exit.
 
-    This is not left to main(), because the open ledger would take the error for one of its own.
+    main() can't do this, because the open ledger would take the error for one of its own.
     """
     from service import console
 

@@ -1,5 +1,5 @@
-"""The backups: which there are, what was checked, what differs between two of them, and one as a
-file.
+"""The pages about backups: which exist, what was checked, what differs between two of them, and a
+download.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from service.pages.frame.viewer import Viewer
 from service.web.problems import Refused
 
 MOST = 200
-"""So many backups are shown, the newest ones."""
+"""At most this many backups are shown: the newest ones."""
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 HEIGHTS = {"weekly": 16.0, "monthly": 24.0}
-"""Of a mark in the strip, in pixels, by why a backup is kept. The other ones are short."""
+"""The heights of marks in the strip, in pixels, by why a backup is kept. Other marks are short."""
 SHORT = 10.0
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A backup in the strip. `x`: in percent. `shape`: bar, pin or cross. `css`: as of a state of
+    """A backup in the strip. `x`: in percent. `shape`: bar, pin or cross. `css`: that of a state of
     runs.
     """
 
@@ -65,8 +65,8 @@ async def show_backups(request: Request, viewer: Viewer) -> str:
 
 
 async def _listed(viewer: Viewer) -> tuple[list[BackupSummary], list[str]]:
-    """What there is, and what could not be read. The warnings of the listing have addresses, which
-    are not shown.
+    """Which backups exist, and what could not be read. The warnings of the listing contain
+    addresses, which are not shown.
     """
     warnings: list[str] = []
     found = await NamedBackups(viewer.operations.context).list(warnings.append)
@@ -157,7 +157,7 @@ async def download(request: Request, viewer: Viewer) -> Response:
 
 
 async def show_differences(request: Request, viewer: Viewer) -> str:
-    """What differs from one backup to another, or to the database as it is.
+    """What differs between two backups, or between one and the database as it is.
     `?from=NAME&to=NAME`.
     """
     found, warnings = await _listed(viewer)
@@ -175,7 +175,7 @@ async def show_differences(request: Request, viewer: Viewer) -> str:
         after=after,
         difference=difference,
         bars=_bars(difference) if difference is not None else {},
-        is_answer=True,  # comparing takes long, so the page is not read anew
+        is_answer=True,  # comparing takes long, so the page is not refreshed
         swapped=urlencode({"from": after, "to": before}) if before and after else "",
         warnings=warnings,
     )

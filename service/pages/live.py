@@ -55,11 +55,11 @@ _ROW = re.compile(r'<tr id="([^"]+)".*?</tr>', re.DOTALL)
 
 
 class Source(NamedTuple):
-    """A page with live parts. `parts`: blocks of its template. `feeds`: the topics that tell that
-    it may have changed.
+    """A page with live parts. `parts`: blocks of its template. `feeds`: the topics whose events
+    mean that it may have changed.
 
     `query`: the names that its address may have; others change nothing.
-    `has_rows`: not its blocks are sent, but the rows of the tables in them.
+    `has_rows`: the rows of the tables in its blocks are sent, instead of the blocks.
     """
 
     show: Callable[[Request, Viewer], Awaitable[str]]
@@ -91,8 +91,8 @@ SOURCES = {
 
 
 class Kind(NamedTuple):
-    """Viewers who get the same bytes: they look at the same page in the same zone, with the same
-    role.
+    """Viewers who get the same bytes, because they see the same page in the same zone, with the
+    same role.
     """
 
     topic: str
@@ -104,7 +104,7 @@ class Kind(NamedTuple):
 
 @dataclass(eq=False)
 class Watches:
-    """The pages that somebody watches in one process."""
+    """The pages that are watched in one process."""
 
     operations: Operations
     token: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -113,7 +113,7 @@ class Watches:
     tails: dict[Kind, LogTail] = field(default_factory=dict)
 
     def page(self, kind: Kind) -> tuple[str, Watch]:
-        """What is watched, with a name that only it has had."""
+        """The watch of a page, with a name that is never used for another one."""
         if kind not in self.pages:
             self._forget()
             self.pages[kind] = f"{self.token}{next(self.numbers)}", _watch_of(self.operations, kind)
@@ -124,7 +124,7 @@ class Watches:
         return self.tails.setdefault(kind, LogTail(partial(_lines, self.operations, kind)))
 
     def _forget(self) -> None:
-        """Forget what nobody has watched for a while."""
+        """Forget pages that were not watched for a while."""
         oldest = clock.monotonic() - KEPT_SECONDS
         for kind in [kind for kind, (_, watch) in self.pages.items() if watch.used_at < oldest]:
             del self.pages[kind]
@@ -153,8 +153,8 @@ def _watch_of(operations: Operations, kind: Kind) -> Watch:
 def _viewer(
     operations: Operations, kind: Kind, here: str, parts: tuple[str, ...] = ()
 ) -> LiveViewer:
-    """Somebody who has what all who share the bytes have, and nothing that belongs to one of
-    them.
+    """A viewer with what all viewers who share the bytes have in common, and nothing that belongs
+    to one of them.
     """
     actor = Actor("", kind.role, "page")
     now, zone = clock.now(), ZoneInfo(kind.zone)
@@ -173,8 +173,8 @@ async def _strip(operations: Operations, kind: Kind) -> Sequence[Part]:
 async def _page(
     operations: Operations, kind: Kind, source: Source, kept: dict[str, tuple[str, str]]
 ) -> Sequence[Part]:
-    """`kept`: each block as it could be rendered last, and when, for a block that can't be
-    rendered.
+    """`kept`: each block as it was last rendered, and when, to be shown if it can't be rendered
+    now.
     """
     run = kind.topic.partition(":")[2]
     path = f"{source.path}/{run}" if run else source.path
@@ -204,8 +204,8 @@ async def _page(
 
 
 def _hint(rows: Sequence[Part]) -> Part:
-    """What is said where other rows belong into the table now: rows do not move while somebody
-    reads them.
+    """The hint that the table would have other rows by now: rows do not move while somebody reads
+    them.
     """
     key = hash(tuple(row.target for row in rows)) & 0xFFFFFFFF
     return Part(
@@ -276,7 +276,7 @@ class PageStream(EventStream):
             self._page.note([event for event in events if event.topic != "nodes"])
             await self._page.refresh()
         data, is_fresh = b"", self._page is None or self._page.is_fresh
-        if self._strip.is_fresh and is_fresh:  # whoever gets anything takes the page for fresh
+        if self._strip.is_fresh and is_fresh:  # any message marks the page as fresh
             data = self._strip.changes(self._seen_strip)
             self._seen_strip = self._strip.version
         if self._page is not None and is_fresh:
@@ -291,7 +291,7 @@ class PageStream(EventStream):
         return texts
 
     def ping(self) -> bytes:
-        """The time of the service. Without fresh data there is none, so that the page says that it
+        """The time of the service. Without fresh data it is left out, so that the page says that it
         is old.
         """
         is_fresh = self._strip.is_fresh and (self._page is None or self._page.is_fresh)
@@ -324,8 +324,8 @@ async def _live(request: Request) -> Response:
 
 
 def _query_of(topic: str, given: Sequence[tuple[str, str]]) -> str:
-    """What of the query says what the page shows. Other names would only make more pages to
-    watch.
+    """The part of the query that determines what the page shows. Other names would only make more
+    pages to watch.
     """
     source = SOURCES.get(topic.partition(":")[0])
     known = source.query if source is not None else ()

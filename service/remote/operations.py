@@ -1,8 +1,7 @@
 """The same as `Operations`, but over the HTTP API of a service: for commands on another machine.
+
 Anything that needs the machine of the service, such as a restore, is refused with a sentence that
 says so.
-
-What needs the machine of the service, such as a restore, is refused with a sentence that says so.
 """
 
 from __future__ import annotations

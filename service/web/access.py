@@ -188,11 +188,10 @@ class Guard:
         self, kind: str, secret: str, ask: Ask, address: str | None
     ) -> Actor | None:
         """What the ledger says about a secret, at most KNOWN_SECONDS old. Simultaneous requests
-        share one query. For an address that has sent many wrong secrets, few unknown ones are
-        looked up, but always those that were valid before.
+        share one query.
 
-        An address that has sent many wrong ones may ask about few others, but always about those
-        that were valid.
+        For an address that has sent many wrong secrets, few unknown ones are looked up, but always
+        those that were valid before.
         """
         key = f"{kind} {hash_of(secret)}"
         known = self._known.get(key)

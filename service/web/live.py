@@ -117,11 +117,9 @@ class Feed:
             self._lingering.pop(next(iter(self._lingering)))
 
     async def turn(self) -> None:
-        """Wake streams one by one, yielding to the event loop in between. Otherwise all of them
-        would send at once, and nothing else would run meanwhile.
+        """Wake streams one by one, yielding to the event loop in between.
 
-        Otherwise all of them would send at once what has woken them, and nothing else would run
-        meanwhile.
+        Otherwise all of them would send at once, and nothing else would run meanwhile.
         """
         async with self._turns:
             await asyncio.sleep(0)

@@ -81,11 +81,10 @@ class EncodedOutcomes:
     is_plain: bool
 
     def source(self, kind: str) -> str:
-        """SQL for a FROM item with these rows. `kind`: of the database. If all outcomes are plain,
-        the other columns are not read: each of them would take SQLite half a microsecond.
+        """SQL for a FROM item with these rows. `kind`: of the database.
 
-        If all have only what the outcomes of most runs have, the other columns are not looked for:
-        that would take SQLite half a microsecond for each of them.
+        If all outcomes are plain, the other columns are not read: each of them would take SQLite
+        half a microsecond.
         """
         return json_rows.source(_READ, kind, _PLAIN if self.is_plain else None)
 

@@ -105,10 +105,9 @@ async def members_by_state(connection: AsyncConnection, run: str, most: int) -> 
 
 async def in_the_way(connection: AsyncConnection, ids: Iterable[str]) -> dict[str, AwaitedSlot]:
     """For each of the runs `ids` that waits or was closed, and for the runs in their way: what is
-    in its way. If several slots are, it is the one that needs the most work: one that has failed
-    comes before one that runs.
+    in its way.
 
-    Of several slots it is the one for which most has to be done: one that has failed comes before
+    If several slots are, it is the one that needs the most work: one that has failed comes before
     one that runs.
     """
     found: dict[str, AwaitedSlot] = {}

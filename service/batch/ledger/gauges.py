@@ -104,7 +104,7 @@ _COUNTS = text(
 
 async def oldest_waiting_since(connection: AsyncConnection) -> datetime | None:
     """Since when the run that could have started first of all has waited (UTC); None if no run
-    waits. These are queued and interrupted runs that no pause holds.
+    waits.
 
     These are queued and interrupted runs that no pause holds. It costs some index lookups for each
     task that has such runs, however many runs there are.

@@ -109,9 +109,9 @@ their parts.
 
 def claimed(kind: str, has_lanes: bool) -> str:
     """The value of `lane` and the WHERE clause of `transitions.claim`. A run that has a lane keeps
-    it. If only the first lane is used, there is no join, which would take quadratic time on SQLite.
+    it.
 
-    Without other lanes than the first it is no join, which would take quadratic time on SQLite.
+    If only the first lane is used, there is no join, which would take quadratic time on SQLite.
     """
     may_start = is_one_of(before(RunState.RUNNING))
     condition = f"id IN (SELECT v.id FROM {json_rows.source([runs.c.id], kind)}) AND {may_start}"

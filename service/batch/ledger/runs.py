@@ -315,10 +315,9 @@ def _tell_others(connection: AsyncConnection, new: Sequence[NewRun]) -> None:
 
 async def active(connection: AsyncConnection, names: Iterable[str]) -> dict[str, list[Active]]:
     """The runs of these tasks that are running or have a lane for another reason, and their active
-    on-time runs. Other waiting runs are not read, because there may be very many, such as those of
-    a catch-up.
+    on-time runs.
 
-    Other runs that wait are not read: there may be very many, such as those of a catch-up.
+    Other waiting runs are not read, because there may be very many, such as those of a catch-up.
     """
     kind = connection.dialect.name
     columns = [runs.c[name] for name in Active.__dataclass_fields__]

@@ -126,12 +126,11 @@ async def lock_tasks(connection: AsyncConnection, names: Iterable[str] | None = 
 async def lock(
     connection: AsyncConnection, names: Collection[str], wait: bool = False
 ) -> list[OpenSchedule]:
-    """Lock and return the open schedules of these tasks. With `wait`, the rows of the tasks are
-    locked first (see `lock_tasks`). Without it, schedules that are locked elsewhere are left out,
-    and because it waits for no lock, the tasks need not be locked.
+    """Lock and return the open schedules of these tasks. Without `wait`, those that are locked
+    elsewhere are left out.
 
-    With `wait` the rows of the tasks are locked first (see `lock_tasks`). Without `wait` no lock is
-    waited for, so the tasks need not be locked.
+    With `wait`, the rows of the tasks are locked first (see `lock_tasks`). Without `wait`, it waits
+    for no lock, so the tasks need not be locked.
     """
     if wait:
         await lock_tasks(connection, names)
@@ -146,12 +145,10 @@ async def lock(
 
 
 async def paused(connection: AsyncConnection, names: Collection[str]) -> set[str]:
-    """Those of these tasks that are paused, although `lock` may not have seen it: a pause that is
-    committed while PostgreSQL executes `lock` is later than what that statement sees of the tasks.
-    SQLite has one writer at a time.
+    """Those of these tasks that are paused, although `lock` may not have seen it. SQLite has one
+    writer at a time.
 
-    A pause that is committed while PostgreSQL executes `lock` is later than what that statement
-    sees of the tasks.
+    On PostgreSQL, `lock` does not see a pause that is committed while it executes.
     """
     if (kind := connection.dialect.name) != "postgresql":
         return set()

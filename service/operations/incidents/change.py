@@ -89,10 +89,10 @@ async def reopen(context: Context, incident: str) -> Incident:
 
 
 async def mute(context: Context, task: str, until: datetime, note: str | None = None) -> Muted:
-    """Send nothing about a task until an instant (aware, 31 days at most). Incidents are still
-    opened. Messages about those that are still open then are sent then.
+    """Send nothing about a task until an instant (aware, 31 days at most).
 
-    What is still open then is sent then. Raises UnknownTask and InvalidParameters.
+    Incidents are still opened. Messages about those that are still open then are sent then. Raises
+    UnknownTask and InvalidParameters.
     """
     async with context.databases.changing() as connection:
         now = await database_time.now_of(connection)

@@ -1,8 +1,8 @@
 """What runs in the state `waiting` wait for: an instant, slots of other tasks, the members of a
 group, or parts. Also finds the runs that wait for a slot which is late itself, or will not succeed
-by itself. A run that waits for a slot that is on its way is not late.
+by itself.
 
-A run that waits for a slot that is on its way is not late: what it waits for takes its time.
+A run that waits for a slot that is on its way is not late.
 """
 
 from __future__ import annotations

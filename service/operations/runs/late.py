@@ -73,10 +73,9 @@ it was opened.
 
 @dataclass(frozen=True)
 class Present:
-    """The present state, from which blockers are found. `paused`: who has paused each task, by its
-    name.
+    """The present state, from which blockers are found.
 
-    `paused`: who has paused a task, by its name. `in_vain`: the pool of each task whose runs no
+    `paused`: who has paused each task, by its name. `in_vain`: the pool of each task whose runs no
     node executes.
     """
 
@@ -155,9 +154,9 @@ async def _present(connection: AsyncConnection, living: Sequence[Node], now: dat
 
 def _waiting(kind: str, now: datetime) -> Any:
     """The first runs on time in the queue of each task that have waited for a while, whatever else
-    waits there. If a run waited for other tasks before, its wait counts from when it was opened.
+    waits there.
 
-    One that has waited for other tasks before waits in the queue since it was opened.
+    If a run waited for other tasks before, its wait counts from when it was opened.
     """
     firsts = text(sql.among("batch_runs.id", queue_rows.first_on_time(OF_A_TASK), kind))
     return (

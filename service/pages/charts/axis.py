@@ -16,16 +16,15 @@ QUARTER = timedelta(minutes=15)
 LAST_TICK = 96.0
 """A label further to the right would not fit."""
 PILL, NARROW_PILL, PHONE_PILL = 5.5, 9.0, 19.0
-"""So far from a clock change, in percent, a label of an hour would touch that of the change: in a
-wide window, in one of up to 1,180 pixels, and on a phone.
+"""How near a label of an hour may be to a clock change, in percent, before it touches the label of
+the change: in a wide window, in one of up to 1,180 pixels, and on a phone.
 """
 
 
 @dataclass(frozen=True)
 class Tick:
     """A label of the axis. `is_wide`: it is left out on a phone. `is_broad`: it is left out in a
-    window of up to 1,180
-    pixels. `is_free`: the label of no clock change touches it.
+    window of up to 1,180 pixels. `is_free`: no label of a clock change touches it.
     """
 
     x: float
@@ -46,7 +45,7 @@ class ClockChange:
 
 @dataclass(frozen=True)
 class Axis:
-    """From `begin` to `end`. It is elapsed time, so an hour that is repeated stands there twice."""
+    """From `begin` to `end`. It shows elapsed time, so an hour that is repeated appears twice."""
 
     begin: datetime
     end: datetime
@@ -77,7 +76,7 @@ class Axis:
         return f"{time} {ours}" if self.clock_changes and ours not in time else time
 
     def tick(self, at: datetime, number: int) -> Tick:
-        """The label of an instant that is the tick of this number."""
+        """The label of an instant, which is the tick with this number."""
         local, x = at.astimezone(self.zone), self.x(at)
         is_day = local.hour == 0 and local.minute == 0
         label = f"{local:%a} {local.day}" if is_day else f"{local:%H:%M}"
@@ -86,7 +85,7 @@ class Axis:
         return Tick(x, label, is_day, is_wide, nearest < NARROW_PILL, nearest > PILL)
 
     def ticks(self) -> list[Tick]:
-        """Whole hours in the zone, or days where the axis is long."""
+        """Whole hours in the zone, or days if the axis is long."""
         hours = (self.end - self.begin) / timedelta(hours=1)
         step = next((each for each in STEPS if hours / each <= MOST_TICKS), 24)
         days = max(1, round(hours / 24 / MOST_TICKS))
@@ -102,7 +101,7 @@ class Axis:
 
 
 def minute_ticks(axis: Axis, minutes: int) -> list[Tick]:
-    """A label each this many minutes of the clock in the zone, for a short axis."""
+    """A label at each multiple of this many minutes of the zone's clock, for a short axis."""
     found: list[Tick] = []
     at = axis.begin.replace(second=0, microsecond=0)
     while at < axis.end:

@@ -29,7 +29,7 @@ STYLES = {
     "cancelled": "cancelled",
 }
 MONTH_WIDTH = 8.0
-"""So far apart are the labels of two months at least, in percent."""
+"""The labels of two months are at least this far apart, in percent."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TookBar:
 
 @dataclass
 class TookChart:
-    """`scale`: labels left of the chart. `lines`: p95 and p50, the y of each, that of its label,
+    """`scale`: labels left of the chart. `lines`: p95 and p50, each with its y, the y of its label,
     and the label.
 
     `dates`: the x and the date of the first run, of the one in the middle and of the last one.

@@ -13,13 +13,13 @@ from service.pages.charts.axis import Axis
 from service.pages.frame.formatting import clock, duration
 
 ROOM = 0.04
-"""So much of the bar is left after the last mark."""
+"""This much of the bar is left after the last mark."""
 
 
 @dataclass(frozen=True)
 class LateBar:
-    """`head`: the present. `usual`: where 95 of 100 runs have ended. `end`: about when it ends. x
-    in percent.
+    """`head`: the present. `usual`: where 95 of 100 runs have ended. `end`: about where this one
+    ends. All x are in percent.
     """
 
     css: str

@@ -21,8 +21,8 @@ ABOVE, BELOW = BASE - 1 - TOP, BOTTOM - BASE - 4
 CELL, LOW_CELL = 5.0, 4.0
 """The largest height of a cell above and below the line."""
 CHARACTER = 0.73
-"""About so wide is a character of a label, in percent of a chart of 860 pixels, the narrowest but a
-phone's.
+"""About the width of a character of a label, in percent of a chart of 860 pixels, the narrowest one
+except on a phone.
 """
 
 WORDS = (
@@ -40,8 +40,8 @@ _LOW = (
     ("failed", "f-failed", 1.5),
     ("missed", "split", 3.0),
 )
-"""What lies below the line: the class, its style, and the least height of its box: less could not
-be split.
+"""What lies below the line: the class, its style, and the least height of its box, since a lower
+one could not be split.
 """
 _CHOSEN = ("skipped", "paused", "cancelled")
 
@@ -71,7 +71,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Moment:
-    """What is to be marked at an instant: the style of the line, and the label with its style."""
+    """What to mark at an instant: the style of the line, and the label with its style."""
 
     at: datetime
     css: str
@@ -81,7 +81,7 @@ class Moment:
 
 @dataclass
 class Chart:
-    """What the chart draws. `now`: where the present is; None in a window that is over.
+    """What the chart draws. `now`: the place of the present; None in a window that is over.
 
     `rows`: the same as a table: the time of each column, and what became of its slots.
     """
@@ -192,8 +192,8 @@ def _low_boxes(
 
 
 def _marks(moments: Sequence[Moment], axis: Axis) -> list[Mark]:
-    """A line for each moment. The label of a failure stands right of it, of others left; none
-    covers another one.
+    """A line for each moment. The label of a failure stands to the right of its line, the others to
+    the left; no label covers another.
     """
     marks, last = [], 0.0
     for moment in sorted(moments, key=lambda each: each.at):
@@ -238,7 +238,7 @@ def deployed(change: NightChange) -> str | None:
 
 
 def joined(columns: Sequence[Column]) -> list[Column]:
-    """Each two columns as one, for a narrow screen."""
+    """Two columns each as one, for a narrow screen."""
     pairs = [columns[number : number + 2] for number in range(0, len(columns), 2)]
     return [
         Column(

@@ -37,7 +37,9 @@ class Glyph:
 
 @dataclass(frozen=True)
 class Bar:
-    """A run. `goes_on`: it has not ended; one that runs ends in a round head at the present."""
+    """A run. `goes_on`: it has not ended. The bar of a running run ends in a round head at the
+    present.
+    """
 
     x: float
     width: float
@@ -109,8 +111,8 @@ def _slot(run: LaneRun, axis: Axis) -> list[Glyph]:
 
 
 def _bar(run: LaneRun, task: str, axis: Axis, now: datetime | None) -> list[Bar]:
-    """From the begin of the first attempt to the end of the last one; what waits begins when it was
-    made.
+    """From the begin of the first attempt to the end of the last one. The bar of a waiting run
+    begins when the run was made.
     """
     if run.state == "skipped":
         return []

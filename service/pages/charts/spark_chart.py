@@ -1,4 +1,4 @@
-"""The small chart of the last runs: a bar for each, as high as it took long. Pure geometry."""
+"""The small chart of the last runs: a bar for each, whose height is its duration. Pure geometry."""
 
 from __future__ import annotations
 

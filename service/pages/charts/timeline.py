@@ -18,11 +18,11 @@ from service.pages.charts.night_lanes import HAIR, Bar, Glyph, drawn
 from service.pages.frame.formatting import clock, counted
 
 OPEN_LANES = 12
-"""So many lanes are open at first; the others are folded."""
+"""This many lanes are open at first; the others are folded."""
 BAR_TOP, ROW, HEIGHT, MOST_ROWS = 19, 18, 40, 3
 LATE = timedelta(seconds=10)
 LEAST_LATE = 0.25
-"""A run that starts late by less, in percent of the width, is not marked as late."""
+"""A run is not marked as late if its delay is less than this, in percent of the width."""
 GAP = 0.05
 ATTEMPTS = {
     "interrupted": "bar-interrupted",
@@ -43,8 +43,8 @@ class Late:
 
 @dataclass
 class TaskLaneDrawn:
-    """A lane as it is drawn. `hint`: the schedule, or what is instead of it. `rows`: bars with the
-    y of their row.
+    """A lane as it is drawn. `hint`: the schedule, or what replaces it. `rows`: bars with the y of
+    their row.
 
     `note`: words at `note_x`, right of a slot that was missed.
     """
@@ -65,7 +65,7 @@ class TaskLaneDrawn:
 
 @dataclass(frozen=True)
 class Group:
-    """Lanes under a heading, which may be empty; `folded`: those that are shown on demand."""
+    """Lanes under a heading, which may be empty; `folded`: the lanes that are shown on demand."""
 
     name: str
     lanes: Sequence[TaskLaneDrawn]
@@ -136,7 +136,7 @@ def _lane(found: TaskLane, task: TaskSummary, axis: Axis, now: datetime) -> Task
 
 
 def _place_bars(out: TaskLaneDrawn, bars: Sequence[Bar]) -> None:
-    """Put each bar into the first row in which it covers no other one."""
+    """Put each bar into the first row in which it covers no other bar."""
     ends: list[float] = []
     for bar in sorted(bars, key=lambda each: each.x):
         row = next((number for number, end in enumerate(ends) if end <= bar.x + GAP), len(ends))
@@ -186,7 +186,7 @@ def _late(found: TaskLane, out: TaskLaneDrawn, axis: Axis) -> list[Late]:
 
 
 def _expected(planned: Sequence[datetime], seconds: float, axis: Axis) -> list[Box]:
-    """How long the runs to come will take about. One that would cover the next one ends there."""
+    """About how long future runs will take. A box that would cover the next one ends there."""
     boxes = []
     for number, at in enumerate(planned):
         end = at + timedelta(seconds=seconds)

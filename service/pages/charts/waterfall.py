@@ -34,7 +34,7 @@ STEPS = (
 MOST_TICKS = 5
 LAST_TICK = 95.0
 INSIDE = 30.0
-"""Words fit into what is expected if it is so wide, in percent."""
+"""Words fit into the expected part if it is this wide, in percent."""
 LEAST = 0.4
 """The least width of a bar, in percent."""
 WAITS = {
@@ -42,7 +42,7 @@ WAITS = {
     "backoff": ("Backoff", ""),
     "parts": ("Parts", "bar-waiting"),
 }
-"""The label of what is no attempt, and its class."""
+"""The label and the class of each phase that is not an attempt."""
 OUTCOMES = {
     "succeeded": "bar-succeeded",
     "split": "bar-succeeded",
@@ -75,7 +75,9 @@ class Step:
 
 @dataclass
 class Waterfall:
-    """`begin`: from when times are told. `now`: where the present is; None if the run has ended."""
+    """`begin`: the instant from which times are counted. `now`: the place of the present; None if
+    the run has ended.
+    """
 
     begin: datetime
     steps: list[Step] = field(default_factory=list)
@@ -108,7 +110,7 @@ def waterfall(found: RunStory, zone: ZoneInfo) -> Waterfall | None:
 
 
 def _ticks(axis: Axis) -> list[tuple[float, str]]:
-    """Labels in steps of a round time since the begin."""
+    """Labels at steps of a round duration since the begin."""
     length = (axis.end - axis.begin).total_seconds()
     step = next((each for each in STEPS if length / each <= MOST_TICKS), STEPS[-1])
     numbers = range(int(length // step) + 1) if length >= 1 else range(1)

@@ -1,5 +1,5 @@
-"""What a request for a page is answered with: the page, another address, or an error that says what
-to do.
+"""The answers to requests for pages: the page, another address, or an error that says what to
+do.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class PageRoute(Route):
 def _has_pages(app: Any) -> bool:
     try:
         return bool(app.guard.has_pages)
-    except BatchError:  # the service has not started, which the page says
+    except BatchError:  # the service has not started, and the page says so
         return True
 
 
 async def not_found(request: Request, error: Exception) -> Response:
-    """The answer where there is nothing: a page for a browser, and problem details for a
+    """The answer at an address without a page: a page for a browser, and problem details for a
     program.
     """
     words = "there is nothing at this address"
@@ -72,7 +72,9 @@ class GoTo:
 
 
 def back(fields: Mapping[str, str], path: str) -> GoTo:
-    """To the page that the person came from, as the form has it in `next`; else to `path`."""
+    """Go to the page from which the person came, as the form has it in `next`, or else to
+    `path`.
+    """
     return GoTo(local_path(fields.get("next"), path))
 
 
@@ -86,7 +88,7 @@ Action = Callable[[Request, Viewer, Mapping[str, str]], Awaitable[str | GoTo]]
 
 
 async def html_answer(request: Request, html: str, status: int = 200) -> Response:
-    """The answer with a page, packed where the browser takes that."""
+    """The answer with a page, compressed if the browser accepts that."""
     headers = {"Vary": "Cookie, Accept-Encoding"}
     content = html.encode()
     if len(content) < LEAST_PACKED or "gzip" not in request.headers.get("accept-encoding", ""):
@@ -96,9 +98,9 @@ async def html_answer(request: Request, html: str, status: int = 200) -> Respons
 
 
 def page(path: str, make: Page, role: Role = "viewer", blocks: Collection[str] = ()) -> Route:
-    """A page that is read. Nobody is sent to the sign-in page.
+    """A page to be read. A person who is not signed in is sent to the sign-in page.
 
-    `blocks`: those that a page that is open may ask for again by themselves.
+    `blocks`: those that an open page may request again one by one.
     """
 
     async def answer(request: Request) -> Response:
@@ -171,7 +173,9 @@ def action(path: str, act: Action, role: Role = "operator", form: Page | None = 
 
 
 def asked(path: str, ask: Page, act: Action, role: Role = "operator") -> list[Route]:
-    """A page that asks, and what its form does, which is sent to the same address."""
+    """A page that asks for something, and what its form does. The form is sent to the same
+    address.
+    """
     return [page(path, ask, role), action(path, act, role, ask)]
 
 
@@ -202,10 +206,9 @@ async def _answered(request: Request, make: Callable[[Guard], Awaitable[Response
 
 
 async def to_sign_in(request: Request) -> Response:
-    """The answer for a browser of which nobody is known: it goes on to the page where people sign
-    in.
+    """The answer for a browser whose user is unknown: it goes on to the page where people sign in.
 
-    Without the URL of that page in the application around this one, it gets the answer 401.
+    If the surrounding application has not given the URL of that page, the answer is 401.
     """
     if request.app.sign_in_url is not None:
         return RedirectResponse(request.app.sign_in_url, 303)

@@ -17,11 +17,13 @@ STYLES = ("tokens.css", "base.css", "components.css", "night.css", "phone.css", 
 """The style sheets, which are sent as one in this order."""
 SCRIPTS = ("signin.js", "zone.js")
 HTMX = ("vendor/htmx.min.js", "vendor/hx-sse.min.js")
-"""htmx and its extension for live updates, which are sent as one: htmx looks at a page as soon as
-it is there, and an extension that came after that would never connect.
+"""htmx and its extension for live updates, which are sent as one: htmx reads the page as soon as
+htmx has loaded, and an extension that loads after that would never connect.
 """
 MODULE = ("time.js", "live.js", "dialog.js", "log.js", "keys.js")
-"""The scripts of the pages, which are sent as one module in this order: they share their names."""
+"""The scripts of the pages, which are sent as one module in this order, because they share
+names.
+"""
 FONTS = ("fonts/inter.woff2", "fonts/mono.woff2")
 TYPES = {
     "css": "text/css; charset=utf-8",
@@ -34,7 +36,9 @@ _IN_STYLE = re.compile(r"url\(([a-z0-9_./-]+)\)")
 
 @dataclass(frozen=True)
 class Asset:
-    """A file as it is sent. `packed`: with gzip; None for what is compressed already."""
+    """A file as it is sent. `packed`: compressed with gzip; None for formats that are compressed
+    already.
+    """
 
     media_type: str
     content: bytes

@@ -17,7 +17,7 @@ T = TypeVar("T")
 logger = get_logger("service.batch")
 
 FAILED = "<!--failed-->"
-"""What a block begins with that could not be rendered."""
+"""How a block that could not be rendered begins."""
 
 
 NOTE = "not_refreshed.html"
@@ -42,7 +42,7 @@ async def render_blocks(template: str, blocks: Sequence[str], values: Mapping[st
     """The HTML of a template, whose `blocks` are rendered one by one before everything else that is
     in its contents.
 
-    What a block needs may be missing in `values`: then this block fails. In the blocks after it,
+    If a value that a block needs is missing in `values`, this block fails. In the blocks after it,
     `failed` has the names of those that have failed. Raises RuntimeError if all of them have.
     """
     return await offload(_render, template, blocks, values)
@@ -56,7 +56,7 @@ def _render(template: str, blocks: Sequence[str], values: Mapping[str, Any]) -> 
 
     def made_by_itself(name: str) -> Callable[[Context], Iterator[str]]:
         def block(context: Context) -> Iterator[str]:
-            if not made:  # what stands at the top of the template has been executed by now
+            if not made:  # by now, the statements at the top of the template have been executed
                 for each in blocks:
                     made[each] = _block(page, each, context)
                     if made[each].startswith(FAILED):

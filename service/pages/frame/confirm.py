@@ -14,7 +14,7 @@ from service.pages.frame.viewer import Viewer
 
 
 class Field(NamedTuple):
-    """A line or a text that is entered. `kind`: as of an input of HTML, or textarea."""
+    """A line or a text to enter. `kind`: the type of an HTML input, or textarea."""
 
     name: str
     label: str
@@ -34,10 +34,10 @@ class Option(NamedTuple):
 
 @dataclass(frozen=True)
 class Confirm:
-    """What is asked. `do`, `leave`: the words on the buttons; without `do` there is nothing that
-    could be done.
+    """What a person is asked. `do`, `leave`: the words on the buttons; without `do` there is
+    nothing to do.
 
-    `back`: where the second one leads if it is not known where the person came from.
+    `back`: where the second button leads if the page from which the person came is not known.
 
     `facts`: names and values. `choice`: the name of the field with the `options`.
     """

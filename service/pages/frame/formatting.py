@@ -1,7 +1,6 @@
 """Numbers, sizes, durations and instants as people read them. Pure.
 
-Everything is given in seconds, bytes and aware instants; an instant is shown in the zone of the
-viewer.
+Arguments are in seconds, in bytes, or aware instants; instants are shown in the viewer's zone.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from zoneinfo import ZoneInfo
 MINUS = "\N{MINUS SIGN}"
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 FAR = timedelta(days=30)
-"""An instant that is further away is shown absolute only."""
+"""An instant that is further away is only shown as an absolute time."""
 
 
 def number(value: float | None) -> str:
@@ -37,8 +36,8 @@ def counted(value: int, noun: str, plural: str | None = None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of 1 with one decimal, such as 41.2 %. It is rounded down: only all of it is 100
-    %.
+    """A share of 1 with one decimal, such as 41.2 %. It is rounded down, so that only the whole is
+    100 %.
     """
     return f"{math.floor(share * 1000 + 1e-9) / 10:.1f} %"
 
@@ -79,7 +78,7 @@ def duration(seconds: float | None) -> str:
 
 
 def brief_duration(seconds: float) -> str:
-    """As a clock that was started shows it: 2:08, or 1:04:09."""
+    """A duration as a stopwatch shows it: 2:08, or 1:04:09."""
     whole = max(0, round(seconds))
     minutes, rest = divmod(whole, 60)
     return (
@@ -99,8 +98,8 @@ def relative(at: datetime, now: datetime) -> str:
 
 
 def clock(at: datetime, zone: ZoneInfo, with_seconds: bool = False) -> str:
-    """The time of day in the zone, of 24 hours. In an hour that is repeated, as clocks go back,
-    with its offset.
+    """The time of day in the zone, of 24 hours. With its offset in an hour that is repeated when
+    clocks go back.
     """
     local = at.astimezone(zone)
     is_repeated = local.replace(fold=0).utcoffset() != local.replace(fold=1).utcoffset()

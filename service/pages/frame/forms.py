@@ -25,7 +25,7 @@ CSRF = "csrf"
 ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 LONGEST_INSTANT = 40
 TYPED_FROM = 500
-"""Of more runs than this the number has to be typed."""
+"""For more runs than this, the person must type their number."""
 
 
 PARAMETER = "param-"
@@ -49,7 +49,7 @@ class Wrong(NamedTuple):
 def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None:
     """What a person can correct in the form; None if the error is about something else.
 
-    A message that is about a field begins with its name, behind the task that it may name first.
+    A message about a field begins with the field's name, which may follow the name of the task.
     """
     if isinstance(error, Refused):
         words, is_mistake = error.detail, error.status in (400, 422)
@@ -81,8 +81,8 @@ def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None
 
 
 async def fields_of(request: Request) -> Mapping[str, str]:
-    """The fields of a form; of several with one name the last one. Raises Refused for what no page
-    of ours sends.
+    """The fields of a form; if several have the same name, the last one. Raises Refused for forms
+    that none of our pages sends.
     """
     if not hasattr(request.state, "fields"):
         request.state.fields = await _read_fields(request)
@@ -121,8 +121,8 @@ async def _read_fields(request: Request) -> Mapping[str, str]:
 
 
 def whole_id(request: Request, what: str) -> str:
-    """The id in the address: what is asked about has to be what is changed then, so a part of an id
-    is not allowed.
+    """The id in the address. A part of an id is not allowed, because the form must change exactly
+    what the page asked about.
     """
     given = str(request.path_params[what])
     if ID.fullmatch(given) is None:
@@ -141,8 +141,8 @@ def preview_of(fields: Mapping[str, str]) -> str:
 
 
 def verb_of(verb: type[V], fields: Mapping[str, str], **known: Any) -> V:
-    """The verb that a form asks. `known`: fields of the verb that are not read from the form; of
-    the others, what was entered. Raises NotAllowed.
+    """The verb that a form asks. `known`: fields of the verb that are not read from the form. The
+    others get what was entered. Raises NotAllowed.
     """
     entered = {
         name: text
@@ -179,16 +179,14 @@ def local_instant_of(name: str, fields: Mapping[str, str], zone: ZoneInfo) -> da
 
 
 def check_number(count: int, fields: Mapping[str, str]) -> None:
-    """Raises Refused if so many runs are meant that their number has to be typed, and it was
-    not.
-    """
+    """Raises Refused if there are so many runs that their number must be typed, and it was not."""
     if count > TYPED_FROM and fields.get("number", "").replace(",", "").strip() != str(count):
         raise Refused(422, f"number: enter the number of runs, {count}, because there are many")
 
 
 def local_path(given: str | None, default: str = "/") -> str:
-    """A path on this site that a form or a link names, or the default: never the address of another
-    site.
+    """The path on this site that a form or a link names, or the default; never an address on
+    another site.
     """
     if (
         not given

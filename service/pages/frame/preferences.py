@@ -1,5 +1,5 @@
-"""How somebody wants to see the pages: the time zone, light or dark. They are kept in cookies of
-the browser.
+"""A viewer's preferences, which are the time zone, and light or dark. The browser keeps them in
+cookies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ YEAR = 365 * 24 * 60 * 60
 
 
 async def set_preferences(request: Request) -> Response:
-    """Set the zone or the colours, and go back to the page. Nobody has to be signed in for it."""
+    """Set the zone or the colours, and go back to the page. This needs no sign-in."""
     root = request.scope.get("root_path", "")
     try:
         refuse_foreign(request)

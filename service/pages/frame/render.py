@@ -20,13 +20,13 @@ from service.words import CHIPS, SUBJECTS, kept_back_parts
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 LONGEST_TEXT = 10_000
-"""Characters of one value on a page, at most."""
+"""One value on a page has at most this many characters."""
 
 MOST_MARKS = 100
-"""Of what was searched for in one text, at most."""
+"""At most this many occurrences of what was searched for are marked in one text."""
 
 LONGEST_LINES = 100_000
-"""Characters of a text of several lines, such as a traceback, at most."""
+"""A text of several lines, such as a traceback, has at most this many characters."""
 
 _INNER = re.compile(r"<svg[^>]*>(.*)</svg>", re.DOTALL)
 
@@ -79,7 +79,7 @@ def _shown(value: Any) -> Any:
 
 
 def lines(text: str) -> Markup:
-    """Text of several lines, escaped like every other, whose line feeds stay."""
+    """Text of several lines, escaped like any other, which keeps its line feeds."""
     return escape(escaping.lines(escaping.brief(text, LONGEST_LINES)))
 
 
@@ -87,10 +87,11 @@ _COLOURS = re.compile(r"(?:\x1b|\\x1b)\[[0-9;]{0,20}m")
 
 
 def marked(text: str, wanted: str | None = None) -> Markup:
-    """Text of several lines, in which what was searched for is marked, in large and small letters.
+    """Text of several lines, in which what was searched for is marked, whatever the case of its
+    letters.
 
-    Colours of a terminal are left out: they are escaped in what was logged, such as \\x1b[33m, and
-    tell nothing here.
+    Colours of a terminal are left out: they are escaped in the log, such as \\x1b[33m, and mean
+    nothing here.
     """
     text = _COLOURS.sub("", text)
     if not wanted:
@@ -111,8 +112,8 @@ def json_text(value: Any) -> str:
 
 @cache
 def icon(name: str, css: str = "") -> Markup:
-    """An icon as SVG that stands in the page, so that it takes the colour of its text. It says
-    nothing to readers.
+    """An icon as SVG that stands in the page, so that it takes the colour of its text. Screen
+    readers skip it.
     """
     found = _INNER.search((STATIC / "icons" / f"{name}.svg").read_text())
     assert found is not None, name

@@ -21,20 +21,20 @@ PAGES = (
     ("nodes", "Nodes", "/nodes"),
 )
 LIVE = {"/": "night", "/tasks": "tasks", "/runs": "runs"}
-"""The pages whose parts change while somebody looks, and their topics."""
+"""The pages whose parts change while they are open, and their topics."""
 
 
 @dataclass(frozen=True)
 class LiveViewer(Viewer):
-    """Only these blocks are rendered: for all who look at the page in the same way, or for one who
-    asks for a block.
+    """A viewer for whom only these blocks are rendered: for all viewers who see the same page, or
+    for one who requests a block.
     """
 
     parts: tuple[str, ...] = ()
 
 
 def only(viewer: Viewer, block: str) -> LiveViewer:
-    """The same person, for whom one block of the page is rendered."""
+    """The same viewer, for whom only one block of the page is rendered."""
     return LiveViewer(**vars(viewer), parts=(block,))
 
 

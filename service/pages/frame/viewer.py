@@ -1,4 +1,4 @@
-"""Who looks at a page, and how: the role, the time zone, light or dark, and what forms have to
+"""Who looks at a page, and how: the role, the time zone, light or dark, and what forms must
 send.
 """
 
@@ -30,15 +30,15 @@ ZONE_COOKIE, THEME_COOKIE = "batch_zone", "batch_theme"
 
 @dataclass(frozen=True)
 class Viewer:
-    """`zone`: in which instants are shown. `csrf`: what forms send back; None if nothing has to be
-    sent.
+    """`zone`: the one in which instants are shown. `csrf`: what forms send back; None if they need
+    not send anything.
 
     `root`: the path below which the pages stand, without a slash at its end. `here`: the path of
     this page below it, with its query; empty for the answer to a form. `address`: the URL of the
     service, as the browser calls it. `looked_before`: the end of the visit before this one; None if
     it is not known. `came_from`: the path of the page from which this one was opened; empty if it
-    is not known. `entered`, `wrong`: what was sent with a form, and what is wrong with it, where
-    the page of the form is shown again.
+    is not known. `entered`, `wrong`: what was sent with a form, and what is wrong with it, if the
+    page of the form is shown again.
     """
 
     actor: Actor
@@ -73,9 +73,10 @@ class Viewer:
 async def viewer_of(
     request: Request, guard: Guard, role: Role = "viewer", csrf: ReadCsrf | None = None
 ) -> Viewer:
-    """Who makes this request. Raises Refused: 401 for nobody, 403 for somebody without the role.
+    """Who makes this request. Raises Refused: 401 for an unknown caller, 403 for one without the
+    role.
 
-    `csrf`: reads what the form has sent back, once it is known who asks.
+    `csrf`: reads what the form has sent back, once the caller is known.
     """
     actor = await guard.actor(request, csrf)
     refuse_lower_role(actor, role)
@@ -103,9 +104,10 @@ def here_of(request: Request) -> str:
 
 
 def _came_from(request: Request) -> str:
-    """The page of ours from which a link was followed, as the browser says. It may say anything.
+    """The page of ours from which the person followed a link, as the browser says, which may say
+    anything.
 
-    Not the page itself, and not the one where people sign in.
+    It is never the page itself, or the sign-in page.
     """
     try:
         parts = urlsplit(request.headers.get("referer", ""))

@@ -1,5 +1,5 @@
-"""When somebody looked before: the end of the visit before this one. It is kept in a cookie of the
-browser.
+"""When a viewer looked before: the end of the visit before this one. The browser keeps it in a
+cookie.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 VISIT_COOKIE = "batch_visits"
 BREAK = timedelta(minutes=30)
-"""A visit is over when nothing was asked for this time."""
+"""A visit is over when there was no request for this time."""
 FARTHEST = timedelta(days=7)
 """An earlier visit counts as one that ended this long ago."""
 MONTH = 30 * 24 * 60 * 60
@@ -20,7 +20,7 @@ MONTH = 30 * 24 * 60 * 60
 
 @dataclass(frozen=True)
 class Visits:
-    """`before`: the end of the visit before this one, in whole seconds (UTC); None: it is not
+    """`before`: the end of the visit before this one, in whole seconds (UTC); None if it is not
     known.
     """
 

@@ -1,5 +1,5 @@
-"""What many people see of one page while it changes: it is rendered once for all, and only what
-changed is sent.
+"""One page that many people see while it changes: it is rendered once for all, and only its changes
+are sent.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from service.web.stream import Event
 logger = get_logger("service.batch")
 
 LEAST_SECONDS = 1.0
-"""The parts of a page are rendered at most so often."""
+"""The shortest time between two renderings of the parts of a page."""
 MOST_SHARE = 4.0
-"""Between two renderings there is at least this many times as long as the last one took."""
+"""The wait between two renderings is at least this many times as long as the last one took."""
 MOST_REST = 10.0
 """The most seconds between two renderings: the last one may have waited for something, or its
 process may have been stopped meanwhile.
@@ -28,7 +28,7 @@ process may have been stopped meanwhile.
 MOST_BEHIND = 10
 """A browser that has not seen this many versions gets the whole page again."""
 AT_ONCE = 2
-"""So many pages are rendered at once at most, of all that somebody watches on an event loop."""
+"""At most this many of the pages that are watched on an event loop are rendered at once."""
 SLOW_SECONDS = 60.0
 """How often a slow part, such as a chart that moves with time, is sent."""
 
@@ -37,8 +37,8 @@ _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKe
 
 
 class Part(NamedTuple):
-    """A piece of HTML, and where it goes. `target`: the id of an element. `swap`: a way to swap of
-    htmx.
+    """A piece of HTML, and where it goes. `target`: the id of an element. `swap`: a way in which
+    htmx swaps it in.
     """
 
     target: str
@@ -50,8 +50,8 @@ class Watch:
     """The parts of one page, as a viewer of this kind sees them.
 
     `make`: renders them. `rest_seconds`: after this time they are rendered anew without an event.
-    `slow`: targets of parts that are sent once in SLOW_SECONDS. `quiet`: targets that those who
-    have just come are not told.
+    `slow`: targets of parts that are sent once in SLOW_SECONDS. `quiet`: targets that are not sent
+    to viewers who have just come.
     """
 
     def __init__(
@@ -78,14 +78,16 @@ class Watch:
         self._told: dict[int, bytes] = {}
 
     def note(self, events: Sequence[Event]) -> None:
-        """Note that something has happened. All who watch get the same events, which count once."""
+        """Note that something has happened. All viewers get the same events, each of which counts
+        once.
+        """
         newest = max((event.number for event in events), default=-1)
         if newest > self._noted:
             self._noted = newest
             self._is_outdated = True
 
     async def refresh(self) -> None:
-        """Render the parts if they are outdated, and it is not too soon."""
+        """Render the parts if they are outdated, and the last rendering is long enough ago."""
         self.used_at = clock.monotonic()
         if self._making is None and self._is_due():
             self._making = asyncio.get_running_loop().create_task(self._remake())
@@ -93,8 +95,8 @@ class Watch:
             await asyncio.shield(self._making)
 
     def changes(self, seen: int) -> bytes:
-        """What somebody gets who has seen this version, as the data of an event; empty if it is the
-        newest one.
+        """What a viewer who has seen this version gets, as the data of an event; empty if it is the
+        newest version.
         """
         if seen < self.version - MOST_BEHIND:
             seen = 0
@@ -113,7 +115,7 @@ class Watch:
 
     async def _remake(self) -> None:
         began = clock.monotonic()
-        self._took = 0.0  # what has failed says nothing of how long it takes
+        self._took = 0.0  # a failed rendering does not show how long one takes
         self._is_outdated = False
         try:
             async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(AT_ONCE)):

@@ -38,8 +38,8 @@ def window_in(request: Request, viewer: Viewer) -> tuple[datetime | None, dateti
 
 
 def evening(viewer: Viewer) -> datetime | None:
-    """18:00 of this day in the viewer's zone, from which on the window of the next night has begun;
-    None before it.
+    """18:00 of this day in the viewer's zone, when the window of the next night begins; None before
+    it.
     """
     at = viewer.now.astimezone(viewer.zone).replace(hour=EVENING, minute=0, second=0, microsecond=0)
     return at.astimezone(UTC) if at <= viewer.now else None

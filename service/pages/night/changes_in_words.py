@@ -20,17 +20,17 @@ _BEGUN = {
     "quarantine": "has put items into quarantine",
     "empty": "has a result that is not as expected",
 }
-"""What happened first to a task that needs a person, by the kind of the need, where its run did not
-fail.
+"""What happened first to a task that needs a person though its run did not fail, by the kind of the
+need.
 """
 MANY = 3
-"""So many runs by hand of one task and person, and more, are one line."""
+"""This many manual runs of one task by one person, or more, are one line."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of "What changed". `task`: the task that the words begin with. `css`: hit for a
-    failure, or nothing.
+    """A line of "What changed". `task`: the task that the words begin with. `css`: "hit" for a
+    failure, or empty.
     """
 
     at: datetime
@@ -72,7 +72,7 @@ def lines_of(
 
 
 def _by_hand(lines: Sequence[Line]) -> list[Line]:
-    """Many runs by hand of one task and person are one line, where the first of them is."""
+    """Many manual runs of one task by one person are one line, in the place of the first one."""
     numbers = Counter((line.task, line.detail) for line in lines if line.icon == "hand")
     kept: list[Line] = []
     told: set[tuple[str | None, str]] = set()

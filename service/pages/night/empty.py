@@ -1,6 +1,4 @@
-"""What is shown instead of Night and of the tasks as long as there is no task: how to make the
-first one.
-"""
+"""The page that replaces Night and the tasks while there is no task: how to make the first one."""
 
 from __future__ import annotations
 
@@ -29,8 +27,8 @@ class Hello(BaseTask):
 
 
 async def show_empty(viewer: Viewer, current: str) -> str:
-    """Render the page, which changes by itself with the first task. `current`: the page in whose
-    place it is.
+    """Render the page, which changes by itself with the first task. `current`: the page that it
+    replaces.
     """
     context = viewer.operations.context
     shown = {each.name: each.value for each in used(context.settings).settings}

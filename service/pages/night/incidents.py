@@ -69,7 +69,7 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
 
 
 def _just_done(request: Request) -> str:
-    """What an acknowledgement has just done that has left later failures open."""
+    """What an acknowledgement that left later failures open has just done."""
     numbers = [request.query_params.get(name, "") for name in ("acknowledged", "still_open")]
     if not all(
         number.isascii() and number.isdigit() and len(number) < _LONGEST_NUMBER
@@ -168,7 +168,7 @@ async def retry(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> 
 
 
 async def ask_to_acknowledge(request: Request, viewer: Viewer) -> str:
-    """Ask what is done about it, and whether the same error shall come back."""
+    """Ask what is being done about it, and whether the same error may open another incident."""
     incident = await viewer.operations(ShowIncident(incident=whole_id(request, "incident")))
     what = incident.task or incident.subject or incident.kind
     asked = Confirm(

@@ -25,7 +25,9 @@ from service.pages.night.changes_in_words import lines_of
 from service.pages.night.empty import show_empty
 
 MOST_ROWS = 20
-"""So many rows of what needs a person are shown in full; a bad night may have hundreds."""
+"""At most this many rows of what needs a person are shown in full; a bad night may have
+hundreds.
+"""
 BLOCKS = ("chart", "needs", "late", "missing", "changes", "next", "backup", "lanes", "verdict")
 """The blocks of the page. The verdict is the last one, because it says whether all others could be
 rendered.
@@ -61,9 +63,9 @@ async def show_night(request: Request, viewer: Viewer) -> str:
 
 
 def _drawn(page: NightPage, viewer: Viewer) -> dict[str, Any]:
-    """What blocks need beside the night itself. It is computed in a thread.
+    """What blocks need beside the night itself. Computed in a thread.
 
-    If some of it can't be computed it is left out, and the blocks that need it say so.
+    Values that can't be computed are left out, and the blocks that need them say so.
     """
     found = page.night
     drawings: Mapping[str, Callable[[], dict[str, Any]]] = {
@@ -86,8 +88,8 @@ def _drawn(page: NightPage, viewer: Viewer) -> dict[str, Any]:
 
 
 def _rows(page: NightPage, viewer: Viewer) -> dict[str, Any]:
-    """What needs a person: MOST_ROWS as whole rows, the others as lines, and what is older than the
-    night.
+    """What needs a person: MOST_ROWS as whole rows, the others as lines, and those that are older
+    than the night.
 
     The last runs of a task stand in its first row only.
     """
@@ -159,8 +161,8 @@ def _heading(found: Night, until: datetime | None, viewer: Viewer) -> str:
 
 
 def _facts(page: NightPage, need: Any, viewer: Viewer, is_first: bool) -> dict[str, Any]:
-    """The words of a row: since when it fails, and when it was first seen. `is_first`: of its
-    task.
+    """The words of a row: since when it has failed, and when it was first seen. `is_first`: whether
+    it is the first row of its task.
     """
     found, sparks = page.night, page.sparks.get(need.task or "", ())
     ended = [spark.state for spark in sparks if spark.state in ("succeeded", "failed")]

@@ -17,7 +17,7 @@ from service.web.problems import Refused
 
 
 async def ask(request: Request, viewer: Viewer) -> str:
-    """The preview of `?since=&until=`, the first and the last slot. Or how far the backfills of
+    """The preview for `?since=&until=`, the first and the last slot, or how far the backfills of
     `?begun=` are.
     """
     if begun := request.query_params.get("begun"):
@@ -39,8 +39,8 @@ async def ask(request: Request, viewer: Viewer) -> str:
 
 
 async def begin(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
-    """Begin the backfills that the page has shown. Sent twice, it begins them once: each preview
-    can begin once.
+    """Begin the backfills that the page has shown. If the form is sent twice, they begin once,
+    because each preview can begin only once.
     """
     ids = _ids(fields.get("previews", ""))
     known = await outage_backfills.begun(viewer.operations.context, ids)

@@ -13,7 +13,7 @@ from service.errors import BatchError
 from service.pages.frame.watch import Part, data_of
 
 MOST_LINES = 200
-"""So many lines are sent at once at most."""
+"""At most this many lines are sent at once."""
 LOOK_SECONDS = 0.5
 KEPT_SECONDS = 10.0
 
@@ -30,15 +30,15 @@ Read = Callable[[str, int], Awaitable[tuple[str, str]]]
 
 
 class LogTail:
-    """What comes after each place in the log of one run, where somebody reads."""
+    """The lines after each place in the log of one run at which there are readers."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
         self._answers: dict[str, tuple[float, asyncio.Task[More]]] = {}
 
     async def after(self, place: str) -> More:
-        """The lines after a place. Those who ask within half a second for the same place get the
-        same answer.
+        """The lines after a place. Requests for the same place within half a second get the same
+        answer.
         """
         now = clock.monotonic()
         asked_at, answer = self._answers.get(place, (0.0, None))

@@ -1,5 +1,5 @@
-"""What a person does with one run: cancel it, retry it, acknowledge it. Each asks first, on a page
-of its own.
+"""What a person does with one run: cancel it, retry it, acknowledge it. Each action asks first, on
+a page of its own.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ OF_SPLIT = [
 
 
 async def ask_to_retry(request: Request, viewer: Viewer) -> str:
-    """Say what a retry does, and ask whether it goes on or begins anew."""
+    """Say what a retry does, and ask whether it should continue or begin anew."""
     run = await viewer.operations(RunAsItIs(run=whole_id(request, "run")))
     if run.state in ACTIVE:
         goes_on = [f"The run has not ended: it is {run.state}."]

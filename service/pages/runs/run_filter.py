@@ -1,4 +1,4 @@
-"""The filter of the list of runs as a query of the page has it. Instants may be local times of the
+"""The filter of the list of runs, from the query of the page. Instants may be local times of the
 viewer.
 """
 
@@ -51,12 +51,12 @@ def given_in(query: Mapping[str, str]) -> dict[str, str]:
     """The conditions that are given, by name."""
     given = {name: value for name in FILTERS if (value := query.get(name, "").strip()[:LONGEST])}
     if given.keys() & {"since", "until"}:
-        given.pop("within", None)  # what was entered counts more than a quick choice before
+        given.pop("within", None)  # a value that was entered overrides an earlier quick choice
     return given
 
 
 def conditions_of(given: Mapping[str, str], viewer: Viewer) -> dict[str, Any]:
-    """The conditions of RunFilter. Raises InvalidParameters for a time that is none."""
+    """The conditions of RunFilter. Raises InvalidParameters for a text that is not a time."""
     conditions: dict[str, Any] = {
         n: v for n, v in given.items() if n not in ("within", "since", "until")
     }

@@ -53,7 +53,7 @@ async def download_log(request: Request, viewer: Viewer) -> Response:
     """The log as plain text, block by block."""
     run = await viewer.operations(RunAsItIs(run=request.path_params["run"]))
     blocks = run_log.blocks(viewer.operations.context, run.id, follow=False)
-    first = await anext(blocks)  # what can't be answered is known before anything is sent
+    first = await anext(blocks)  # raises errors before anything is sent
     name = quote(f"{run.task}-{run.id[-8:]}.txt")
     headers = {"Content-Disposition": f"attachment; filename={name}"}
     return StreamingResponse(
@@ -82,9 +82,7 @@ async def _text(
 
 
 async def ask_to_redrive(request: Request, viewer: Viewer) -> str:
-    """Say what a redrive does. `?item=` the key of one item; without it all that are left are
-    meant.
-    """
+    """Say what a redrive does. `?item=` the key of one item; without it, all that are left."""
     run = await viewer.operations(RunAsItIs(run=whole_id(request, "run")))
     item = request.query_params.get("item")
     left = [

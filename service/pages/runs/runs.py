@@ -31,7 +31,7 @@ LOG_LINES = 1_000
 MOST_DIGITS = 9
 MOST_ITEMS = 100
 MOST_PARTS = 20
-"""So many parts of a run are listed on its page. All are in the list of runs."""
+"""At most this many parts of a run are listed on its page. All of them are in the list of runs."""
 ORIGINS = ("schedule", "manual", "backfill", "planned", "part")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 NO_LOG = LogWindow(lines=[], numbers=[], older=None, after="0.0", is_end=False, total=0)
@@ -121,8 +121,8 @@ async def show_run(request: Request, viewer: Viewer) -> str:
 
 
 async def _run(given: str, viewer: Viewer) -> RunDetails:
-    """The run without its log, which is read by itself. Raises UnknownRun, which says if it was
-    probably deleted.
+    """The run without its log, which is read separately. Raises UnknownRun, which says whether the
+    run was probably deleted.
     """
     try:
         return await read.show(viewer.operations.context, given, 0)
@@ -195,7 +195,7 @@ def _seconds(begin: datetime | None, end: datetime | None, now: datetime) -> flo
 
 
 def _delay(run: RunDetails) -> float | None:
-    """How late the run began after its slot; None if that is not known, or it was caught up on
+    """How long after its slot the run began; None if that is not known, or if it was caught up on
     purpose.
     """
     if run.slot is None or run.started_at is None or run.origin != "schedule":

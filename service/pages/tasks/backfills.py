@@ -45,7 +45,7 @@ async def ask_to_backfill(request: Request, viewer: Viewer) -> str:
     """The form: the first and the last day, and what to do with slots that have a run."""
     task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     given = viewer.entered or request.query_params
-    # Something is wrong with what was entered below it.
+    # Something that was entered below it is wrong.
     if "preview" in viewer.entered and "first" in viewer.entered:
         return await _with_preview(task, viewer, viewer.entered)
     today = viewer.now.astimezone(zone_of(task.timezone or "UTC")).date()
@@ -62,7 +62,7 @@ async def ask_to_backfill(request: Request, viewer: Viewer) -> str:
 
 
 async def backfill(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> str | GoTo:
-    """Show the preview, or begin what the preview has said."""
+    """Show the preview, or begin what the preview has shown."""
     task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     if "preview" in fields:
         known = await viewer.operations(ShowBulk(preview=preview_of(fields)))
@@ -125,5 +125,5 @@ def _date(name: str, fields: Mapping[str, str]) -> date:
 
 
 def _seconds(preview: Preview, p50: float | None) -> float | None:
-    """How long the runs take one after the other, if each takes as long as usual."""
+    """How long the runs take one after another, if each takes as long as usual."""
     return preview.count * p50 if p50 is not None and preview.count else None

@@ -62,7 +62,7 @@ def _broken(viewer: Viewer, source: str) -> BrokenFile | None:
 
 
 async def _pause_note(viewer: Viewer, task: TaskDetails) -> str | None:
-    """Why the task is paused, as somebody has noted."""
+    """Why the task is paused, from the note of the person who paused it."""
     if task.paused_at is None:
         return None
     paused = (

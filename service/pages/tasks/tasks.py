@@ -44,7 +44,7 @@ FOR = {
     "week": ("a week", timedelta(days=7)),
     "month": ("30 days", timedelta(days=30)),
 }
-"""For how long a task is paused, or nothing is sent about it."""
+"""For how long a task can be paused or muted."""
 
 
 async def show_tasks(request: Request, viewer: Viewer) -> str:
@@ -95,7 +95,7 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
 
 
 def _chosen(wanted: str, part: str, hours: int, group: str) -> dict[str, str]:
-    """The choices of the page that are not the usual ones, as its address has them."""
+    """The choices that differ from the page's defaults, as its address has them."""
     chosen = {
         "show": wanted if wanted != "all" else "",
         "text": part,
@@ -119,7 +119,7 @@ def _address(kept: Mapping[str, str], **other: str) -> str:
 def fields_of_schema(
     schema: Mapping[str, Any] | None, parameters: Sequence[Parameter] | None = None
 ) -> list[dict[str, Any]]:
-    """What a form has to ask for, from the JSON schema of a task's parameters.
+    """What a form must ask for, from the JSON schema of a task's parameters.
 
     `parameters`: with their defaults, which the schema does not have; None if this process has not
     loaded the task.
@@ -149,8 +149,8 @@ def fields_of_schema(
 
 
 def _meant(described: Any, of_types: Any) -> dict[str, Any] | None:
-    """What a schema says of a value that is not null, such as of `date | None` or of a type with a
-    name.
+    """What a schema says about a value that is not null, for types such as `date | None` or one
+    with a name.
     """
     if not isinstance(described, dict):
         return None
@@ -164,7 +164,7 @@ def _meant(described: Any, of_types: Any) -> dict[str, Any] | None:
 
 
 def _as_typed(default: str) -> str:
-    """A default as a person would type it: it is written as in Python, such as 'eu' or
+    """A default as a person would type it. It is given as in Python, such as 'eu' or
     Decimal('10.50').
     """
     if (of_day := _DAY.fullmatch(default)) is not None:
@@ -186,7 +186,7 @@ def _type_of(described: Mapping[str, Any]) -> str:
 
 def _choices_of(described: Mapping[str, Any]) -> list[str]:
     if described.get("type") == "boolean":
-        return ["true", "false"]  # a box to be ticked could not be left as the task has it
+        return ["true", "false"]  # a checkbox could not be left at the task's default
     choices = described.get("enum")
     return [_as_text(each) for each in choices] if isinstance(choices, list) else []
 
@@ -304,7 +304,7 @@ async def resume(request: Request, viewer: Viewer, fields: Mapping[str, str]) ->
 
 
 async def ask_to_mute(request: Request, viewer: Viewer) -> str:
-    """Ask for how long nothing shall be sent about the task."""
+    """Ask for how long the task is to be muted."""
     task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     words = [
         "Night shows what is wrong with it as ever, and no message is sent about it until then.",
