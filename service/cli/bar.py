@@ -48,7 +48,7 @@ def display(
 
 
 def terminal_with_cursor(stream: TextIO) -> Console | None:
-    """The terminal of `stream`. None if it is no terminal that can move its cursor and show the
+    """The terminal of `stream`. None if it is not a terminal that can move its cursor and show the
     characters of a bar.
     """
     if not stream.isatty():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # it takes long to be imported, and is not needed to start
     from service.web.live import Feed
 
 Authorize = Callable[[Request], Actor | Awaitable[Actor | None] | None]
-"""A function of the application around this one: who asks, or None for nobody."""
+"""A function of the surrounding application: returns who asks, or None if that is unknown."""
 
 ReadCsrf = Callable[[], Awaitable[str]]
 """Reads the CSRF token in the body of a form. It is called once the caller is known."""

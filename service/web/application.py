@@ -68,7 +68,7 @@ class Guarded(FastAPI):
 
     @property
     def guard(self) -> Guard:
-        """Who may ask what, for the service that is started now. Raises BatchError if none is."""
+        """The guard of the service that is running now. Raises BatchError if none is running."""
         batch = getattr(self.state, "batch", None)
         if batch is None or not hasattr(batch, "operations"):
             raise NotStarted(api.NOT_STARTED)

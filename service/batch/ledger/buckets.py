@@ -75,12 +75,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def bucket_of(slot: datetime) -> datetime:
-    """The begin of the ten minutes in which a slot lies (aware; UTC)."""
+    """The start of the ten minutes in which a slot lies (aware; UTC)."""
     return slot - (slot - _EPOCH) % LENGTH
 
 
 def between(since: datetime, until: datetime) -> list[datetime]:
-    """The begins of all buckets from that of `since` up to `until` (excluded)."""
+    """The starts of all buckets from that of `since` up to `until` (excluded)."""
     first = bucket_of(since)
     return [first + number * LENGTH for number in range(max(0, -((first - until) // LENGTH)))]
 

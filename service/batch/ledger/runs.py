@@ -370,7 +370,7 @@ async def get(connection: AsyncConnection, run_id: str) -> dict[str, Any] | None
 
 
 async def latest(connection: AsyncConnection, task: str) -> str | None:
-    """The id of the newest run of a task that is no part; None if it has none."""
+    """The id of the newest run of a task that is not a part; None if it has none."""
     theirs = select(runs.c.id).where(runs.c.task == task, text(NO_PART_SQL))
     newest = theirs.order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(1)
     run: str | None = (await connection.execute(newest)).scalar()

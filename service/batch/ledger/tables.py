@@ -103,8 +103,8 @@ def not_held(run: str) -> str:
     """The condition that no pause holds a run. A pause holds the runs of its task that were created
     before it.
 
-    `run`: the alias of batch_runs. It is no join, so that runs are still read in the order of the
-    queue's index.
+    `run`: the alias of batch_runs. It is not a join, so that runs are still read in the order of
+    the queue's index.
     """
     return (
         f"coalesce({run}.created_at > (SELECT t.paused_at FROM batch_tasks t "

@@ -105,8 +105,8 @@ class BackupAccess:
         """Record what was done with the backup `name`, or log a warning if the ledger can't be used
         or is older.
 
-        It is no error, because the work on the backup is done, and the ledger may be what a restore
-        replaces.
+        This is not an error, because the work on the backup is done, and the ledger may be the
+        database that a restore replaces.
         """
         try:
             await self.in_ledger(write, migrates=False)

@@ -341,8 +341,8 @@ async def dealt_with(
 ) -> list[DealtWith]:
     """The incidents of runs that were closed in the window, the newest first.
 
-    Somebody has dealt with one that was made good if the run which did it was asked for by a person
-    or by code.
+    An incident that was made good counts as dealt with by somebody if a person or code asked for
+    the run that did it.
     """
     failure, success = runs.alias("failure"), runs.alias("success")
     by = select(success.c.requested_by).where(

@@ -168,7 +168,7 @@ async def _ranges(
 async def _outages(
     connection: AsyncConnection, since: datetime, until: datetime
 ) -> list[tuple[datetime, datetime]]:
-    """The begin and the end of the outages that were noticed in the window, or touch it."""
+    """The start and the end of the outages that were noticed in the window, or touch it."""
     query = select(incidents.c.details).where(
         incidents.c.kind == IncidentKind.DOWN,
         incidents.c.opened_at >= since,

@@ -128,8 +128,8 @@ async def snapshot(context: Context) -> AsyncIterator[AsyncConnection]:
 def window_of(
     since: datetime | None, until: datetime | None, now: datetime, zone: ZoneInfo
 ) -> tuple[datetime, datetime | None]:
-    """The begin, and the end of a window that is over. By default since 18:00 of the day before, in
-    the zone.
+    """The start, and the end of a window that is over. By default, it starts at 18:00 of the day
+    before, in the zone.
     """
     if until is not None and until >= now:
         until = None

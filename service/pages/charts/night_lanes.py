@@ -111,7 +111,7 @@ def _slot(run: LaneRun, axis: Axis) -> list[Glyph]:
 
 
 def _bar(run: LaneRun, task: str, axis: Axis, now: datetime | None) -> list[Bar]:
-    """From the begin of the first attempt to the end of the last one. The bar of a waiting run
+    """From the start of the first attempt to the end of the last one. The bar of a waiting run
     begins when the run was made.
     """
     if run.state == "skipped":

@@ -110,7 +110,7 @@ def waterfall(found: RunStory, zone: ZoneInfo) -> Waterfall | None:
 
 
 def _ticks(axis: Axis) -> list[tuple[float, str]]:
-    """Labels at steps of a round duration since the begin."""
+    """Labels at steps of a round duration since the start."""
     length = (axis.end - axis.begin).total_seconds()
     step = next((each for each in STEPS if length / each <= MOST_TICKS), STEPS[-1])
     numbers = range(int(length // step) + 1) if length >= 1 else range(1)

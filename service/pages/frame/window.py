@@ -17,9 +17,8 @@ LONGEST_INSTANT = 40
 
 
 def window_in(request: Request, viewer: Viewer) -> tuple[datetime | None, datetime | None, str]:
-    """The begin (None: 18:00 of the day before), the end (None: now), and the choice: night, 24h,
-    look, tonight or
-    custom.
+    """The start (None: 18:00 of the day before), the end (None: now), and the choice: night, 24h,
+    look, tonight or custom.
     """
     given, until = request.query_params.get("since", "night"), request.query_params.get("until")
     if given == "night":
@@ -60,7 +59,7 @@ def _instant(name: str, given: str, viewer: Viewer) -> datetime:
 
 
 def window_in_words(since: datetime, until: datetime | None, now: datetime, viewer: Viewer) -> str:
-    """The begin, the end, the length and the zone. `until`: the end of a window that is over."""
+    """The start, the end, the length and the zone. `until`: the end of a window that is over."""
     begin = formatting.moment(since, viewer.zone, now)
     last = formatting.moment(until, viewer.zone, now) if until else "now"
     length = formatting.duration(((until or now) - since).total_seconds())

@@ -32,7 +32,7 @@ def _interval_in(request: Request) -> tuple[datetime, datetime, str | None]:
 
 
 async def ask_to_leave(request: Request, viewer: Viewer) -> str:
-    """Say which missed slots are meant, and ask why nothing has to be done about them."""
+    """Show which missed slots these are, and ask why nothing has to be done about them."""
     since, until, task = _interval_in(request)
     found = await viewer.operations(LeaveSlots(since=since, until=until, task=task, dry_run=True))
     if not found.slots:

@@ -1,4 +1,4 @@
-"""The backfill of all tasks with missed slots of an interval: one preview, and one begin."""
+"""The backfill of all tasks with missed slots of an interval: one preview, and one start."""
 
 from __future__ import annotations
 

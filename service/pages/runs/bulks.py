@@ -1,4 +1,4 @@
-"""Changes of many runs: a preview of what the filter of the list finds, the begin, and how far a
+"""Changes of many runs: a preview of what the filter of the list finds, the start, and how far a
 bulk is.
 """
 
@@ -38,8 +38,8 @@ SAYS = {
 
 
 async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
-    """Say which runs of the filter would be changed. The preview keeps their ids, so later ones are
-    not among them.
+    """Say which runs of the filter would be changed. The preview keeps their ids, so it does not
+    include later runs.
     """
     given = given_in(request.query_params)
     conditions = conditions_of(given, viewer)

@@ -1,4 +1,4 @@
-"""Backfill of a task: a form, a preview of what it would do, and its begin."""
+"""Backfill of a task: a form, a preview of what it would do, and its start."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Shown:
     last: datetime | None = None
 
     def note(self, slot: BackfillSlot) -> None:
-        """Take a slot into account. They come in order."""
+        """Take a slot into account. Slots come in order."""
         if slot.action != "left":
             self.first = self.first or slot.slot
             self.last = slot.slot
@@ -101,7 +101,7 @@ async def _with_preview(task: TaskDetails, viewer: Viewer, fields: Mapping[str, 
 
 
 def _request(task: str, zone: ZoneInfo, fields: Mapping[str, str]) -> BackfillRequest:
-    """From the begin of the first day to the end of the last one, in the zone of the schedule.
+    """From the start of the first day to the end of the last one, in the zone of the schedule.
     Changes nothing.
     """
     first, last = _date("first", fields), _date("last", fields)

@@ -80,7 +80,7 @@ async def revoke(connection: AsyncConnection, name: str, by: str, now: datetime)
 async def take_link(
     connection: AsyncConnection, key: str, address: str | None, now: datetime
 ) -> bool:
-    """Use up a link. Returns False if somebody else has used it."""
+    """Use up a link. Returns False if it was used before."""
     statement = update(tokens).where(
         tokens.c.id == key, tokens.c.kind == LINK, tokens.c.revoked_at.is_(None)
     )
