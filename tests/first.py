@@ -22,7 +22,6 @@ ALSO = {
     "tests/test_stored.py",
     "tests/test_words.py",
     "tests/testing/test_kit.py",
-    "tests/web/test_v1.py",
 }
 """The shape of the project, its documents, and each of its doors."""
 

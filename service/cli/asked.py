@@ -29,9 +29,6 @@ from service.errors import InvalidParameters
 
 F = TypeVar("F", bound=Callable[..., None])
 
-MOST_LISTED = 100_000
-"""The largest --limit of a list, whose pages are turned until it is reached."""
-
 _INSTANTS = {
     "": "ISO 8601",
     "back": "ISO 8601, or an age such as 2h or 7d",
@@ -170,8 +167,6 @@ class _Option:
         self._choices = _choices(type_)
         bounds = {end: getattr(m, end) for m in marks for end in ("ge", "le") if hasattr(m, end)}
         self._bounds = (bounds["ge"], bounds["le"]) if type_ is int and len(bounds) == 2 else None
-        if name == "limit" and "after" in model.model_fields:
-            self._bounds = (1, MOST_LISTED)
 
     def parameter(self) -> Parameter:
         """The parameter of the function that typer reads."""

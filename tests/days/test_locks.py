@@ -94,7 +94,7 @@ def test_a_row_of_a_schedule_is_locked(story: Story) -> None:
         )
         (told,) = [message for message in story.messages if "opened unfired" in message]
         assert re.search(
-            rf"slots are not fired .* of short3: their schedules are locked by pid {pid} \(psql",
+            rf"slots of short3 have not fired since .* schedules are locked by pid {pid} \(psql",
             told,
         ), told
         for node in story.nodes.values():

@@ -605,5 +605,7 @@ class LockedRuns:
     def _report(self, holder: str) -> None:
         number = len(self.ids)
         what = f"{number:,} runs have" if number > 1 else "a run has"
-        self.trouble = f"{what} ended, but the outcome can't be written: {holder} locks the rows"
+        self.trouble = (
+            f"{what} ended, but the outcome can't be written: the rows are locked by {holder}"
+        )
         logger.warning(f"{self.trouble}; the service retries until they are free")
