@@ -27,7 +27,7 @@ LONGEST_FILTER = 100
 
 
 async def show_nodes(request: Request, viewer: Viewer) -> str:
-    """The pools, and the processes of the service: those that live, and those that have stopped,
+    """The pools, and the processes of the service: the living ones, and those that have stopped,
     the newest first.
     """
     alive = {

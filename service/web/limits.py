@@ -19,8 +19,8 @@ first.
 
 
 class Limits:
-    """Counts in this process. `requests`: of one token in a second. `failures`: of one address in a
-    minute.
+    """Counts in this process. `requests`: how many one token may make in a second. `failures`: how
+    many one address may have in a minute.
     """
 
     def __init__(self, requests: int, failures: int) -> None:

@@ -81,7 +81,7 @@ class EncodedOutcomes:
     is_plain: bool
 
     def source(self, kind: str) -> str:
-        """SQL for a FROM item with these rows. `kind`: of the database.
+        """SQL for a FROM item with these rows. `kind`: that of the database.
 
         If all outcomes are plain, the other columns are not read: each of them would take SQLite
         half a microsecond.
@@ -213,8 +213,8 @@ def failed_without_attempt(fingerprint: str, now: datetime) -> dict[str, Any]:
 
 
 def encode(outcomes: Sequence[Outcome], kind: str) -> EncodedOutcomes:
-    """Encode outcomes in the order of their ids, which is the usual order of locks. `kind`: of the
-    database.
+    """Encode outcomes in the order of their ids, which is the usual order of locks. `kind`: that of
+    the database.
     """
     values = {name: getattr(outcomes[0], name) for name in _OFTEN_SAME} if outcomes else {}
     same = {

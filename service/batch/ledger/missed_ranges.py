@@ -149,8 +149,8 @@ def unchosen(
     chosen.
 
     Its rows have `id`, `task`, `first_slot`, `last_slot` and the number of `slots`. `is_left`:
-    whether the ranges are those that a person has left as they are, or the others. `kind`: of the
-    database.
+    whether the ranges are those that a person has left as they are, or the others. `kind`: that of
+    the database.
     """
     last = missed.c.last_slot
     within = (

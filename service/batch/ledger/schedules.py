@@ -268,8 +268,8 @@ async def open_new(
     now: datetime,
     waiting: Mapping[str, tuple[dict[str, Any] | None, str | None]] = NOTHING_WAITS,
 ) -> None:
-    """Write the open schedules of tasks that have none. `new`: by name of task. Slots count from
-    `now` on.
+    """Write the open schedules of tasks that have none. `new`: the schedules by the names of their
+    tasks. Slots count from `now` on.
 
     `waiting`: the values of `after` and `follows` of tasks that wait for others. If an earlier
     schedule of a task ends later than `now`, slots count from that end: the slots before it were

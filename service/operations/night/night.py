@@ -204,7 +204,7 @@ async def read(
 async def _nodes(
     connection: AsyncConnection, context: Context, now: datetime
 ) -> tuple[Sequence[Node], list[Node], datetime | None]:
-    """The nodes that live, the services among them, and when a service was last seen."""
+    """The living nodes, the services among them, and when a service was last seen."""
     nodes = await living_nodes(connection, context, now)
     living = [node for node in nodes if node.fires]
     return nodes, living, await last_seen(connection, living)

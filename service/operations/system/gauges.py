@@ -63,8 +63,8 @@ class TaskGauges:
 
 
 class PoolGauges(NamedTuple):
-    """The gauges of one pool. `wanted`: runs that are going on or may start now. `places`: of its
-    living nodes.
+    """The gauges of one pool. `wanted`: runs that are going on or may start now. `places`: those of
+    its living nodes.
     """
 
     wanted: int
@@ -121,7 +121,7 @@ async def read(
 ) -> Gauges:
     """Read all gauges from the ledger, and the items in quarantine from the application's database.
 
-    `settings`: of pools.
+    `settings`: those of pools.
     """
     totals = await gauges.totals(connection)
     waiting_since = await gauges.oldest_waiting_since(connection)

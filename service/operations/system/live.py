@@ -39,8 +39,8 @@ class TaskState(Result):
 
 
 class Look(NamedTuple):
-    """What was read: runs, all tasks, and the nodes that live or have stopped lately. `newest`: ids
-    of the newest runs.
+    """What was read: runs, all tasks, and the nodes that are alive or have stopped lately.
+    `newest`: ids of the newest runs.
 
     `runs` has the newest and the running ones, and those that were asked for. `revoked`: changes
     when a token or a session is revoked.

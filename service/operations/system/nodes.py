@@ -79,8 +79,8 @@ async def living(context: Context, with_workers: bool = False) -> Sequence[Node]
 
 
 async def around(context: Context) -> Around:
-    """The services that live, and those that were seen within the last hour and have not
-    stopped by themselves.
+    """The living services, and those that were seen within the last hour and have not stopped by
+    themselves.
 
     A silent one is left out if another one has started on its host since.
     """

@@ -84,8 +84,8 @@ async def overview(
 ) -> Overview:
     """A page of 50 tasks from number `first` on. `wanted`: all, running, attention or paused.
 
-    `part`: of the name, or a tag; empty: any. `hours`: of the timeline, before and after now; 0: no
-    timeline.
+    `part`: a part of the name, or a tag; empty: any. `hours`: of the timeline, before and after
+    now; 0: no timeline.
 
     Raises NoLedger.
     """

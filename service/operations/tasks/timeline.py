@@ -157,7 +157,7 @@ async def _tally(
 async def _runs(
     connection: AsyncConnection, names: Sequence[str], begin: datetime, now: datetime
 ) -> tuple[dict[str, list[LaneRun]], list[str]]:
-    """The runs of the slots since `begin`, what runs now, and the newest runs by hand, by task.
+    """The runs of the slots since `begin`, what runs now, and the newest manual runs, by task.
 
     Also the ids of those with several attempts.
     """

@@ -38,7 +38,7 @@ def visits_in(request: Request, now: datetime) -> Visits:
 
 
 def remember(request: Request, answer: Response, visits: Visits) -> None:
-    """Have the browser keep when it looked."""
+    """Let the browser keep the time of this visit."""
     before = int(visits.before.timestamp()) if visits.before is not None else ""
     answer.set_cookie(
         VISIT_COOKIE,

@@ -196,7 +196,7 @@ def _as_text(value: Any) -> str:
 
 
 async def ask_to_start(request: Request, viewer: Viewer) -> str:
-    """The form for a run by hand, made from the parameters of the task."""
+    """The form for a manual run, made from the parameters of the task."""
     task = await viewer.operations(ShowTask(name=request.path_params["task"]))
     return await render(
         "start.html",
