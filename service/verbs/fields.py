@@ -26,9 +26,9 @@ RunName = Annotated[
 ]
 IncidentId = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9a-f-]{6,36}$"),
-    Allowed("allowed: the id of an incident, or the last digits of an open one"),
-    About("The id of the incident, or the last digits of an open one."),
+    StringConstraints(pattern=r"^[0-9a-f-]{4,36}$"),
+    Allowed("allowed: the id of an incident, or at least four last digits of an open one"),
+    About("The id of the incident, or at least four last digits of an open one."),
 ]
 PreviewId = Annotated[
     str,
