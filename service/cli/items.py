@@ -13,11 +13,14 @@ from service.cli.opening import ask
 from service.cli.options import AsJson, RunOrNone, short
 
 if TYPE_CHECKING:
-    from service.operations.asking.results import Started
+    from collections.abc import Sequence
+
+    from service.operations.asking.results import Quarantined, Started
     from service.verbs.following import Operations
     from service.verbs.run_changes import RedriveRun
 
 MOST_ITEMS = 1_000
+"""How many items a service gives at most."""
 
 
 def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
@@ -28,10 +31,8 @@ def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
     traceback.
     """
     from service import console
-    from service.verbs.runs import ListQuarantine, ListQuarantineOfRun
 
-    wanted = ListQuarantine(limit=MOST_ITEMS) if run is None else ListQuarantineOfRun(run=run)
-    items = ask(lambda operations: operations(wanted), needs_tasks=False).items
+    items = ask(lambda operations: _items(operations, run), needs_tasks=False)
     if as_json:
         console.show_json(items)
         return
@@ -59,6 +60,19 @@ def quarantine(run: RunOrNone = None, as_json: AsJson = False) -> None:
         console.show_fitted(rows, ["run", "task", "item", "times", "at", "error"], ["times", "at"])
     else:
         console.show(rows, ["item", "error", "times", "at", "redriven_by"], as_json=False)
+
+
+async def _items(operations: Operations, run: str | None) -> Sequence[Quarantined]:
+    """The items of a run, or of all runs; the ledger gives ten times as many as a service."""
+    from service.verbs.runs import ListQuarantine, ListQuarantineOfRun
+
+    if run is not None:
+        return (await operations(ListQuarantineOfRun(run=run))).items
+    if not operations.is_here:
+        return (await operations(ListQuarantine(limit=MOST_ITEMS))).items
+    from service.operations.runs import quarantine
+
+    return await quarantine.list_items(operations.context)
 
 
 @asks("asked", "service.verbs.run_changes:RedriveRun", names={"run": "RUN", "items": "--item"})
