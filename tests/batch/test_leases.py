@@ -642,6 +642,29 @@ async def world(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await world.service.stop()
 
 
+async def test_a_heartbeat_renews_the_lease_from_the_instant_before_it_was_sent(
+    world: World, boot_time: BootTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat, sent = nodes.beat, list[float]()
+    seconds = (1, 3)  # the first beat may have been under way
+
+    async def takes_seconds(*args: Any) -> bool:
+        sent.append(clock.boottime())
+        if len(sent) > len(seconds):
+            raise ConnectionRefusedError("the ledger is away")
+        boot_time.stands_at = sent[-1] + seconds[len(sent) - 1]
+        return await beat(*args)
+
+    async def is_away() -> bool:
+        return len(sent) > len(seconds)
+
+    boot_time.stands_at = clock.boottime() + 1
+    monkeypatch.setattr(nodes, "beat", takes_seconds)
+    await until(is_away)
+    lease = world.service.node.lease
+    assert lease._ends_at - lease.usable_seconds == pytest.approx(sent[1])
+
+
 @pytest.mark.rest
 async def test_a_node_that_cannot_renew_gives_up_its_runs_before_its_lease_ends(
     world: World, boot_time: BootTime, caplog: pytest.LogCaptureFixture
