@@ -101,6 +101,9 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     runs.CountRunsAfter: lambda w: {"run": w.run},
     runs.ListQuarantineOfRun: lambda w: {"run": w.run},
     runs.ListQuarantine: lambda w: {},
+    slots.AccountForSlots: lambda w: {"since": w.begin},
+    system.ListNodes: lambda w: {"living": True},
+    system.ListPools: lambda w: {},
     night.ShowStatus: lambda w: {},
     night.ShowNight: lambda w: {"zone": "Asia/Tokyo"},
     incidents.ListIncidents: lambda w: {"state": "all"},
@@ -113,15 +116,12 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     run_changes.CancelRun: lambda w: {"run": w.waiting},
     bulks.PreviewBulk: lambda w: {"action": "retry", "filter": RunFilter(state=["failed"])},
     bulks.PreviewBackfill: lambda w: {"name": "report", "since": w.begin, "until": clock.now()},
-    slots.AccountForSlots: lambda w: {"since": w.begin},
     slots.LeaveSlots: lambda w: {"since": w.begin, "until": clock.now(), "dry_run": True},
     slots.ReopenSlots: lambda w: {"since": w.begin, "until": clock.now()},
     access.ListChanges: lambda w: {"action": "token.create"},
     access.ListTokens: lambda w: {},
     access.CreateToken: lambda w: {"name": "laptop", "role": "viewer", "expires_in_days": 3},
     access.RevokeToken: lambda w: {"name": "laptop"},
-    system.ListNodes: lambda w: {"living": True},
-    system.ListPools: lambda w: {},
     backups.ListBackups: lambda w: {},
     backups.ShowBackup: lambda w: {"name": w.backup},
     backups.VerifyBackup: lambda w: {"name": w.backup},
@@ -129,7 +129,9 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     backups.PinBackup: lambda w: {"name": w.backup},
     backups.UnpinBackup: lambda w: {"name": w.backup},
 }
-"""A question for each verb, in an order in which all of them can be answered."""
+"""A question for each verb, in an order in which all of them can be answered, and runs go on only
+after the answers that count them.
+"""
 ELSEWHERE: dict[type[Verb], dict[str, Any]] = {
     run_changes.RedriveRun: {"run": ID},  # in test_cli_items
     bulks.BeginBulk: {"preview": ID},  # in test_remote
