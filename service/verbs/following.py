@@ -121,9 +121,11 @@ async def carried_out(operations: Operations, bulk: Bulk, report: Callable[[Bulk
                 working.result()
                 await asyncio.sleep(POLL_SECONDS)
                 working = asyncio.ensure_future(_carry_out(operations, bulk.id))
+        await working  # its last step finds nothing left to do
     finally:
-        working.cancel()
-        await asyncio.wait([working])
+        if not working.done():
+            working.cancel()
+            await asyncio.wait([working])
     return bulk
 
 

@@ -146,25 +146,18 @@ def made_from_verbs() -> APIRouter:
     first, because otherwise one with names would match its requests.
     """
     made = APIRouter(responses=PROBLEMS, route_class=AskedFirst)
-    for verb in sorted(filter(_http, all_verbs()), key=_is_named):
-        _add(made, verb)
+    asked = [(verb, http) for verb in all_verbs() if (http := verb.doors.http) is not None]
+    for verb, http in sorted(asked, key=lambda each: _stands_for_values(each[1].path)):
+        _add(made, verb, http)
     return made
 
 
-def _http(verb: type[Verb]) -> Http | None:
-    return verb.doors.http
-
-
-def _is_named(verb: type[Verb]) -> list[bool]:
+def _stands_for_values(path: str) -> list[bool]:
     """For each part of the address, whether it stands for a value."""
-    http = _http(verb)
-    return [part.startswith("{") for part in http.path.split("/")] if http else []
+    return [part.startswith("{") for part in path.split("/")]
 
 
-def _add(made: APIRouter, verb: type[Verb]) -> None:
-    http = verb.doors.http
-    assert http is not None
-    answer_type = answer_of(verb)
+def _add(made: APIRouter, verb: type[Verb], http: Http) -> None:
     responses: dict[int | str, dict[str, Any]] = {}
     if http.passing is not None:
         responses[304] = {"description": "The answer is the one that the caller has."}
@@ -180,7 +173,7 @@ def _add(made: APIRouter, verb: type[Verb]) -> None:
         status_code=http.status,
         tags=[http.tag or http.path.split("/")[1]],
         description="\n\n".join(filter(None, [*paragraphs_of(verb), http.about])),
-        response_model=answer_type,
+        response_model=answer_of(verb),
         responses=responses,
     )
 

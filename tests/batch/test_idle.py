@@ -34,7 +34,7 @@ from service.batch.nodes.roles import BY_HAND, Roles
 from service.batch.queue import cancel, claiming
 from service.config import get_settings
 from service.database.engine import Database
-from service.operations.system.nodes import has_task
+from service.operations.system.nodes import living
 from service.server.service import BatchService
 from tests.batch import ledger_world
 from tests.batch.ledger_world import NODE, know, make_task, until
@@ -441,7 +441,8 @@ async def test_a_node_that_does_not_fire_neither_watches_others_nor_counts_as_a_
         assert (await ledger_poll.read(connection, service.node.id, roles)).others == []
         assert await nodes.live_tasks(connection) == {"theirs"}
         assert await tasks_of_running_nodes(connection, START) == {"theirs"}
-    assert not await has_task(service.operations.context, "tick")
+    alive = await living(service.operations.context)
+    assert not any("tick" in node.tasks for node in alive)
     await service.stop()
 
 

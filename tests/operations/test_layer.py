@@ -217,7 +217,8 @@ async def ask_all(operations: Operations, number: int) -> None:
     assert (await asked(ShowPause(name="hourly"))).pause is None
     assert len((await asked(ListRuns(limit=5))).runs) <= 5
     assert (
-        await nodes.has_task(asked.context, "hourly") and len((await asked(ListNodes())).nodes) == 1
+        any("hourly" in node.tasks for node in await nodes.living(asked.context))
+        and len((await asked(ListNodes())).nodes) == 1
     )
     assert (await account.accounts(asked.context, clock.now() - timedelta(hours=1))).complete
     assert [block async for block in run_log.blocks(asked.context, started.id, follow=False)][-1]
@@ -342,7 +343,7 @@ def reads(operations: Operations) -> list[Callable[[], Awaitable[Any]]]:
         lambda: operations(ListNodes()),
         lambda: operations(ListNodes(living=True)),
         lambda: operations(ListQuarantine()),
-        lambda: nodes.has_task(operations.context, "hourly"),
+        lambda: nodes.living(operations.context),
         lambda: account.accounts(operations.context, clock.now() - timedelta(days=1)),
         lambda: change.count_prunable(operations.context),
     ]

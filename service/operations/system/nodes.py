@@ -143,11 +143,6 @@ async def broken_files(context: Context) -> Sequence[BrokenSomewhere]:
     return sorted(found.values())[:MOST_BROKEN]
 
 
-async def has_task(context: Context, task: str) -> bool:
-    """Whether a living service that fires has loaded this task."""
-    return any(task in node.tasks for node in await living(context))
-
-
 async def living_services(
     connection: AsyncConnection, context: Context, now: datetime
 ) -> list[Node]:
