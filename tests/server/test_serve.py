@@ -445,12 +445,15 @@ async def test_a_forked_child_that_outlives_its_service_does_not_keep_the_port(
 
 async def test_a_run_that_ends_within_drain_seconds_is_not_interrupted(tmp_path: Path) -> None:
     drains = (
-        "while 'Stopping: ' not in pathlib.Path('0.stderr').read_text(): await asyncio.sleep(0.02)"
+        "pathlib.Path('begun').touch()\n            while 'Stopping: ' not in "
+        "pathlib.Path('0.stderr').read_text(): await asyncio.sleep(0.02)"
     )
     make_folder(tmp_path, long=LONG.replace("await asyncio.Event().wait()", drains))
     async with ledger_in(tmp_path) as ledger:
         with service(tmp_path, settings={"DRAIN_SECONDS": "10"}) as running:
-            await until(lambda: is_running(ledger, "long"))
+            # The ledger says "running" a moment before the body begins, and a run whose body has
+            # not begun is interrupted at once.
+            await until(lambda: _exists(tmp_path / "begun"))
             running.stop(within=20)
             assert "Stopping: 1 running, with 10 s to end" in running.stderr
         assert {run["state"] for run in await rows(ledger)} <= {"succeeded", "skipped"}

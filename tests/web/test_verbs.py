@@ -250,6 +250,25 @@ def test_each_verb_is_asked_by_a_command() -> None:
     assert not missing, f"no command asks {sorted(missing)}"
 
 
+def test_the_options_of_a_command_that_asks_one_verb_are_made_from_its_fields() -> None:
+    written_by_hand = {}
+    for file in (Path(service.__file__).parent / "cli").glob("*.py"):
+        for command in ast.parse(file.read_text()).body:
+            if not isinstance(command, ast.FunctionDef) or command.name.startswith("_"):
+                continue
+            options = {each.arg.rstrip("_") for each in command.args.args + command.args.kwonlyargs}
+            called = [each.func for each in ast.walk(command) if isinstance(each, ast.Call)]
+            asked = {each.id for each in called if isinstance(each, ast.Name)} & VERBS.keys()
+            if any(options & VERBS[name].model_fields.keys() for name in asked):
+                written_by_hand[f"{file.stem}.{command.name}"] = asked
+    assert written_by_hand == {
+        "bulk.change_all": {"PreviewBulk"},  # not a command: cancel, retry and ack call it
+        "manage.resume": {"ResumeTask", "ResumeTasksAhead"},
+        "show.show": {"FindRunOrTask", "ShowRun"},
+        "watch.with_log": {"RunAsItIs"},  # not a command
+    }
+
+
 def test_no_route_of_the_api_is_made_by_hand_but_those_that_are_no_question() -> None:
     by_hand = {"sign_in.py", "events.py"}
     folder = Path(service.__file__).parent / "web"
