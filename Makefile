@@ -75,7 +75,7 @@ types: tools ## the type checkers over what authors write
 check: tools types ## lint, formatting, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy --strict service tasks examples
+	.venv/bin/mypy --strict batch_system service tasks examples
 
 shape: tools ## how large the code is, how it is cut, and how much one slot passes through
 	@.venv/bin/python tools/shape.py
@@ -114,7 +114,7 @@ define install_from
 @[ -n "$(UV)" ] || $(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
 @$(PIP) install $(INTO) --require-hashes -r $(1)
 @$(PIP) install $(INTO) --no-deps --no-build-isolation --editable .
-@.venv/bin/python -m compileall -q service
+@.venv/bin/python -m compileall -q batch_system service
 endef
 
 # An interpreter named on the command line or in the environment counts; the default takes any .venv that is there.

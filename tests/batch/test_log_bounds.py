@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from service import failures, get_logger, logs
-from service.batch.context.attempt_state import LogBuffer
-from service.batch.execution import outcomes
-from service.batch.execution.outcomes import WriteBuffer
-from service.batch.ledger import run_logs
-from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.database.engine import Database
-from service.operations.asking.databases import Databases
-from service.operations.runs.run_log import Reader
+from batch_system import failures, get_logger, logs
+from batch_system.batch.context.attempt_state import LogBuffer
+from batch_system.batch.execution import outcomes
+from batch_system.batch.execution.outcomes import WriteBuffer
+from batch_system.batch.ledger import run_logs
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.database.engine import Database
+from batch_system.operations.asking.databases import Databases
+from batch_system.operations.runs.run_log import Reader
 from tests.batch.attempts import Begun, ending_of
 from tests.batch.ledger_world import NODE
 

@@ -19,20 +19,20 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service import clock
-from service.batch.cron.cron import schedule
-from service.batch.firing import task_sync
-from service.batch.ledger import run_ids, run_logs, runs, tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.runs import NewRun
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.errors import UnknownRun
-from service.operations.asking.databases import Databases
-from service.operations.asking.results import LogBlock
-from service.operations.runs import run_log
-from service.operations.runs.run_log import Reader
+from batch_system import clock
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import run_ids, run_logs, runs, tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.errors import UnknownRun
+from batch_system.operations.asking.databases import Databases
+from batch_system.operations.asking.results import LogBlock
+from batch_system.operations.runs import run_log
+from batch_system.operations.runs.run_log import Reader
 from tests.asking import operations_on
 from tests.batch.ledger_world import fire, know, make_task
 from tests.cli.test_console import BOLD, in_terminal, without_styles
@@ -45,7 +45,7 @@ AT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
 FLAKY = '''
 from __future__ import annotations
 from datetime import date, timedelta
-from service import BaseTask, Retry, Missed, get_logger
+from batch_system import BaseTask, Retry, Missed, get_logger
 
 class Flaky(BaseTask):
     """Fails at first."""

@@ -21,21 +21,21 @@ import pytest
 import yaml
 from sqlalchemy import make_url
 
-from service.backup import create_backup
-from service.batch.execution import engine
-from service.batch.nodes import loop_watchdog
-from service.config import Settings, get_settings
-from service.operations.backups.restore import (
+from batch_system.backup import create_backup
+from batch_system.batch.execution import engine
+from batch_system.batch.nodes import loop_watchdog
+from batch_system.config import Settings, get_settings
+from batch_system.operations.backups.restore import (
     HISTORIES,
     RestoreRequest,
     check_by_restoring,
     restore,
 )
-from service.operations.system.gauges import FRESH_SECONDS, PoolGauges
-from service.settings.urls import async_url
-from service.testing.postgres import PostgresServer
-from service.web import api, exposition
-from service.web.access import _hosts
+from batch_system.operations.system.gauges import FRESH_SECONDS, PoolGauges
+from batch_system.settings.urls import async_url
+from batch_system.testing.postgres import PostgresServer
+from batch_system.web import api, exposition
+from batch_system.web.access import _hosts
 from tests.asking import access
 from tests.backup.here import make_backups_here
 from tests.databases import migrated

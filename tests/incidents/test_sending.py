@@ -17,21 +17,21 @@ from typing import Any
 import pytest
 from apprise.plugins import pagerduty
 
-from service import clock
-from service.alerts import pings as pings_module
-from service.alerts import sender as sender_module
-from service.alerts import sending
-from service.alerts.channels import APPRISE, Channel, Channels
-from service.alerts.pings import AT_ONCE, Pings
-from service.alerts.sender import Sender
-from service.batch.execution import pings
-from service.batch.ledger.incidents.tables import outbox
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.config import forget_settings, get_settings
-from service.database.engine import Database
-from service.errors import InvalidSetting
-from service.testing.engine import DrivenEngine
+from batch_system import clock
+from batch_system.alerts import pings as pings_module
+from batch_system.alerts import sender as sender_module
+from batch_system.alerts import sending
+from batch_system.alerts.channels import APPRISE, Channel, Channels
+from batch_system.alerts.pings import AT_ONCE, Pings
+from batch_system.alerts.sender import Sender
+from batch_system.batch.execution import pings
+from batch_system.batch.ledger.incidents.tables import outbox
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.config import forget_settings, get_settings
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidSetting
+from batch_system.testing.engine import DrivenEngine
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 from tests.incidents.receivers import HttpReceiver, http_receiver, mailbox

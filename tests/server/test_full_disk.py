@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from service.testing.databases import wait_for
-from service.testing.postgres import PostgresServer
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import PostgresServer
 from tests.outages import Case, execute, until
 from tests.processes import SERVE, process, suspend
 
