@@ -32,4 +32,4 @@ def access(settings: Settings) -> BackupAccess:
     """
     ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
     application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False)
-    return BackupAccess(settings, Databases(ledger, application, settings.LEASE_SECONDS))
+    return BackupAccess(settings, Databases(ledger, application, settings))

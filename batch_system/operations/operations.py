@@ -44,7 +44,7 @@ class Operations:
         """`are_ready`: both databases are migrated already. Context explains the other
         arguments.
         """
-        databases = Databases(ledger, application, settings.LEASE_SECONDS, are_ready=are_ready)
+        databases = Databases(ledger, application, settings, are_ready=are_ready)
         self.context = Context(databases, loaded, actor, settings, wake, wake_bulks, node, troubles)
 
     def by(self, actor: Actor) -> Operations:

@@ -118,9 +118,7 @@ def missed_ranges(task: str | None) -> list[MissedRange]:
 async def _with_ledger(work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     settings = get_settings()
     ledger = Database(settings.ledger_url, setting=settings.ledger_setting, pooled=False)
-    async with Databases(
-        ledger, ledger, settings.LEASE_SECONDS, are_ready=True
-    ).reading() as connection:
+    async with Databases(ledger, ledger, settings, are_ready=True).reading() as connection:
         assert connection is not None, "the fixture `batch` has created the tables of the ledger"
         return await work(connection)
 

@@ -26,6 +26,7 @@ from batch_system.batch.ledger import run_ids, run_logs, runs, tables
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.run_logs import Block, LogLine
 from batch_system.batch.ledger.runs import NewRun
+from batch_system.config import get_settings
 from batch_system.database.engine import Database
 from batch_system.database.migrate import migrate
 from batch_system.errors import UnknownRun
@@ -515,7 +516,7 @@ async def test_no_line_is_missed_or_repeated_when_blocks_come_under_a_new_fence(
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "a", "b")
-    reader = Reader(Databases(ledger, ledger, 30.0, are_ready=True), run)
+    reader = Reader(Databases(ledger, ledger, get_settings(), are_ready=True), run)
     assert await everything(reader, 1) == ["a", "b"]
     await write(ledger, run, 3, 0, "e")
     await write(ledger, run, 1, 2, "c")

@@ -207,17 +207,17 @@ class Databases:
         self,
         ledger: Database,
         application: Database,
-        lease_seconds: float,
+        settings: Settings,
         *,
         are_ready: bool = False,
     ) -> None:
-        """`lease_seconds`: how long after its last sign of life a process counts as alive
-        (LEASE_SECONDS).
+        """`settings`: how long after its last sign of life a process counts as alive
+        (LEASE_SECONDS), and where migrations of the application are (BATCH_MIGRATIONS).
 
         `is_migrated` says whether this process knows that the ledger has the migrations of this
         code.
         """
-        self._lease_seconds = lease_seconds
+        self._settings = settings
         self.ledger = ledger
         self.application = application
         self._is_readable = are_ready
@@ -289,7 +289,7 @@ class Databases:
                 "`batch serve` or `batch run` makes it"
             )
         await self.ledger.check()
-        await migrate_ledger(self.ledger, self._lease_seconds)
+        await migrate_ledger(self.ledger, self._settings.LEASE_SECONDS)
         self.is_migrated = self._is_readable = True
 
     async def migrate_both(self) -> None:
@@ -302,5 +302,5 @@ class Databases:
         """Make both databases, if they are missing, and migrate them. Raises DatabaseError,
         InvalidSetting.
         """
-        await _prepare(self.application, self.ledger, self._lease_seconds)
+        await _prepare(self.application, self.ledger, self._settings)
         self.is_migrated = self._is_readable = self._are_both_migrated = True
