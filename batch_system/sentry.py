@@ -55,7 +55,7 @@ def _begin(settings: Settings) -> BaseClient | None:
     except ImportError:
         raise InvalidSetting(
             "setting SENTRY_DSN: sending errors to Sentry needs the extra `sentry`: "
-            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[sentry]'"
+            "pip install 'batch-system[sentry]'"
         ) from None
     _tag_events()
     if settings.SENTRY_DSN is None or sentry_sdk.is_initialized():

@@ -515,7 +515,7 @@ def test_without_the_extra_the_setting_is_refused_with_what_to_install(tmp_path:
     assert done.returncode == 2
     assert done.stderr == (
         "batch: setting SENTRY_DSN: sending errors to Sentry needs the extra `sentry`: "
-        "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[sentry]'\n"
+        "pip install 'batch-system[sentry]'\n"
     )
 
 

@@ -11,6 +11,7 @@ import typer
 
 from batch_system.cli.opening import refuse_service
 from batch_system.cli.options import whole
+from batch_system.versions import missing
 
 
 def serve(
@@ -39,9 +40,13 @@ def serve(
     # Hardly any imported object is ever garbage, and the collector would check them all again and
     # again
     gc.disable()
-    from batch_system.server import reload as reloading
-    from batch_system.server import uvicorn as server
     from batch_system.settings.reading import get_settings
+
+    try:
+        from batch_system.server import reload as reloading
+        from batch_system.server import uvicorn as server
+    except ModuleNotFoundError as error:
+        raise missing("`batch serve`", error) from None
 
     gc.enable()  # the server freezes what is there now
     (reloading if reload else server).serve(get_settings(), host, port)

@@ -17,7 +17,7 @@ def load(setting: str) -> None:
     except ImportError:
         raise InvalidSetting(
             f"setting {setting}: Dask needs the extra `dask` (batch-system[dask]): "
-            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[dask]'"
+            "pip install 'batch-system[dask]'"
         ) from None
     with dask.config.set(
         {"logging": {"version": 1, "disable_existing_loggers": False, "incremental": True}}
@@ -28,5 +28,5 @@ def load(setting: str) -> None:
             raise InvalidSetting(
                 f"setting {setting}: Dask needs the extra `dask` (batch-system[dask]), and "
                 f"{error.name} is missing: "
-                "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[dask]'"
+                "pip install 'batch-system[dask]'"
             ) from None

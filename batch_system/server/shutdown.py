@@ -20,8 +20,10 @@ from typing import Any
 
 from batch_system import clock, logs, sentry
 from batch_system.batch.nodes.loop_watchdog import Watchdog
+from batch_system.concurrency.offload import offload
 from batch_system.server.service import BatchService
 from batch_system.settings.settings import Settings
+from batch_system.versions import refuse_old_libraries
 
 logger = logs.get_logger("batch_system.batch")
 
@@ -39,6 +41,7 @@ async def serving(
     belongs to another application.
     """
     with _hang_up_as_termination():
+        await offload(refuse_old_libraries)
         await batch.start()
         stopping = Stopping(batch, settings, is_guest)
         with stopping.watching():

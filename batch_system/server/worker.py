@@ -25,6 +25,7 @@ from batch_system.server.starting import (
     warnings_of_worker,
 )
 from batch_system.settings.settings import Settings
+from batch_system.versions import missing
 
 MOST_SECONDS = 86_400.0
 """A ticket of the command line ends when there is no run, or after this time."""
@@ -93,10 +94,13 @@ async def _until_cancelled(settings: Settings, pools: frozenset[str], tasks: Seq
 
 
 def _work_with_port(settings: Settings, pools: frozenset[str], host: str | None, port: int) -> None:
-    from batch_system.server import uvicorn as server
-    from batch_system.web import api
-    from batch_system.web.access import check_settings
-    from batch_system.web.application import Guarded
+    try:
+        from batch_system.server import uvicorn as server
+        from batch_system.web import api
+        from batch_system.web.access import check_settings
+        from batch_system.web.application import Guarded
+    except ModuleNotFoundError as error:
+        raise missing("`batch work --port`", error) from None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:

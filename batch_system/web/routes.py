@@ -97,9 +97,9 @@ def refuse_unknown_query(request: Request) -> None:
     """
     if not request.query_params:
         return
-    path = request.app.openapi()["paths"][V1 + request.scope["route"].path_format][
-        request.method.lower()
-    ]
+    # Before FastAPI 0.165, the path of a route has the prefix of its router.
+    path_format = request.scope["route"].path_format.removeprefix(V1)
+    path = request.app.openapi()["paths"][V1 + path_format][request.method.lower()]
     known = {
         parameter["name"] for parameter in path.get("parameters", []) if parameter["in"] == "query"
     }

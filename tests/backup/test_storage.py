@@ -217,7 +217,7 @@ def test_without_the_library_the_extra_is_named(
     ]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
-    assert refused(FAR).endswith("pip install 'PATH_OF_THE_CLONE_OR_WHEEL[s3]'")
+    assert refused(FAR).endswith("pip install 'batch-system[s3]'")
     assert found(NEW) == f"backups/{NEW}"
 
 

@@ -9,9 +9,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import cast
 
-from isal import igzip_lib
-
 from batch_system.backup.file.format import padding
+from batch_system.backup.file.igzip import igzip_lib
 
 AT_ONCE = 64 * 1024
 """Bytes that are unpacked at once, packed or unpacked, where the whole content need not be in

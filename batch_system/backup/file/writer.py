@@ -18,8 +18,6 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from isal import igzip_lib
-
 from batch_system.backup.file.folder import explained
 from batch_system.backup.file.format import (
     FORMAT,
@@ -34,6 +32,7 @@ from batch_system.backup.file.format import (
     Trailer,
     padding,
 )
+from batch_system.backup.file.igzip import igzip_lib
 from batch_system.backup.file.manifest import Manifest
 from batch_system.errors import BackupError
 

@@ -212,7 +212,7 @@ def at(url: str, settings: Settings) -> Storage:
     except ModuleNotFoundError as error:
         raise BackupError(
             f"{url}: s3:// needs the package {error.name}, which the extra `s3` brings: "
-            "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[s3]'"
+            "pip install 'batch-system[s3]'"
         ) from None
     return Objects(
         url, {name: value for name in VARIABLES if (value := getattr(settings, name, None))}

@@ -157,7 +157,6 @@ schedules = Table(
     Column("follows", String(100)),
     Index("uq_batch_schedules_open", "task", unique=True, **where("valid_until IS NULL")),
     Index("ix_batch_schedules_task", "task", "valid_from"),
-    postgresql_with={"fillfactor": 50},  # room beside each row for its next cursor
 )
 
 runs = Table(
