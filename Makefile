@@ -5,6 +5,7 @@ UV ?= $(shell command -v uv 2>/dev/null)
 
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
+FLOORS := .venv-floors/.floors
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --group build pyproject.toml $(UPGRADE)
 
@@ -19,7 +20,7 @@ INTO = --quiet --disable-pip-version-check
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve dev demo screenshots tools hooks test rest days faults nightly types check bench shape format lock clean
+.PHONY: help dist floors install serve dev demo screenshots tools hooks test rest days faults nightly types check bench shape format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +55,11 @@ rest: tools ## all other tests that CI runs each time; ARGS are passed on
 days: tools ## stories of trouble that lasts minutes, with default settings, about ten minutes; ARGS are passed on
 	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 16 --dist worksteal -o faulthandler_timeout=1200 -m days tests/days $(ARGS)
 
+# Older libraries warn of what newer ones have changed.
+floors: $(FLOORS) ## the tests of `test` with the lowest versions of the libraries that pyproject.toml allows
+	MODEL_EXAMPLES=3 PYTHONDONTWRITEBYTECODE= .venv-floors/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder \
+		-W ignore::DeprecationWarning -m "not rest and not types and not nightly and not days" $(ARGS)
+
 faults: tools ## the fault suite's long form, half an hour; FAULT_COUNT and FAULT_SEED change its plan
 	FAULT_COUNT=$${FAULT_COUNT:-300} FAULT_SEED=$${FAULT_SEED:-$$(date +%s)} .venv/bin/pytest -s tests/faults
 	OUTAGE_SECONDS=30 .venv/bin/pytest tests/database/test_outages.py
@@ -75,7 +81,7 @@ types: tools ## the type checkers over what authors write
 check: tools types ## lint, formatting, types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy --strict service tasks examples
+	.venv/bin/mypy --strict batch_system service tasks examples
 
 shape: tools ## how large the code is, how it is cut, and how much one slot passes through
 	@.venv/bin/python tools/shape.py
@@ -90,13 +96,18 @@ format: tools ## let ruff put the code right
 hooks: tools ## let git check lint, formatting and types before each commit
 	.venv/bin/pre-commit install
 
-lock: ## write both lock files; UPGRADE=--upgrade takes the newest
+lock: ## write the lock files; UPGRADE=--upgrade takes the newest
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: install it, or give its place (make lock UV=path/to/uv)." >&2; exit 1; }
-	$(COMPILE) --extra alerts -o requirements.lock
-	$(COMPILE) --extra alerts --extra dask --extra dev --extra otel --extra s3 --extra sentry -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --extra web --extra alerts -o requirements.lock
+	$(COMPILE) --all-extras --group dev -c requirements.lock -o requirements-dev.lock
+	# The lowest direct versions of what is installed with the package, and the newest tools beside them.
+	$(COMPILE) --all-extras --resolution lowest-direct -o requirements-floors.lock
+	@mv requirements-floors.lock .floors.txt
+	$(COMPILE) --all-extras --group dev -c .floors.txt -o requirements-floors.lock
+	@rm .floors.txt
 
 clean: ## remove .venv and every cache
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-floors dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Nothing here removes a package, so `serve` after `test` leaves the tools where they are.
@@ -109,12 +120,28 @@ $(DEV): .venv/bin/python requirements-dev.lock pyproject.toml
 	@.venv/bin/python -m tests.web.browsers
 	@touch $(RUNTIME) $@
 
+$(FLOORS): $(DEV) requirements-floors.lock
+	@rm -rf .venv-floors
+	@.venv/bin/python -m venv --without-pip .venv-floors
+	@.venv/bin/python -m pip --python .venv-floors/bin/python install --quiet --disable-pip-version-check \
+		--require-hashes -r requirements-floors.lock
+	@.venv/bin/python -m pip --python .venv-floors/bin/python install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation --editable .
+	@touch $@
+
+# In a clone, `batch-system` is built beside the library, of the same version.
+dist: tools ## build the wheels of batch-system-core and batch-system, and the source, into dist/
+	@rm -rf dist
+	@.venv/bin/python -m hatchling build
+	@cd packaging/batch-system && ../../.venv/bin/python -m hatchling build -d ../../dist
+	@ls -1 dist
+
 define install_from
 @echo "Installing $(1) into .venv …"
 @[ -n "$(UV)" ] || $(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
 @$(PIP) install $(INTO) --require-hashes -r $(1)
 @$(PIP) install $(INTO) --no-deps --no-build-isolation --editable .
-@.venv/bin/python -m compileall -q service
+@.venv/bin/python -m compileall -q batch_system service
 endef
 
 # An interpreter named on the command line or in the environment counts; the default takes any .venv that is there.

@@ -40,23 +40,23 @@ from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.batch.ledger import run_logs
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.run_logs import Block, LogLine
-from service.config import Settings
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.operations.asking.actor import Actor
-from service.operations.asking.context import Loaded
-from service.operations.operations import Operations
-from service.operations.people import access
-from service.testing.postgres import start_server
+from batch_system.batch.ledger import run_logs
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations
+from batch_system.operations.people import access
+from batch_system.testing.postgres import start_server
 from tests.batch.crowd import OF_A_KIND, crowd
 
 TICKS = 50
 TASKS = f"""
 from pathlib import Path
-from service import BaseTask, TaskRegistry, current_run
+from batch_system import BaseTask, TaskRegistry, current_run
 import time
 
 def make(number):
@@ -72,7 +72,7 @@ for number in range({TICKS}):
 """
 MANY = 160
 QUIET = f"""
-from service import BaseTask, TaskRegistry
+from batch_system import BaseTask, TaskRegistry
 
 async def run(self):
     pass
@@ -190,7 +190,7 @@ async def serving(folder: Path, url: str, ledger_url: str, tasks: str) -> AsyncI
     ]
     await ledger.dispose()
     with (folder / "out").open("wb") as out:
-        command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "batch_system", "serve", "--port", "0"]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out)
         try:
             while (
@@ -347,7 +347,7 @@ def measure_commands(served: Served, rounds: int = 5) -> list[str]:
     for _ in range(rounds):
         for name, options in (("database", []), ("api", remote)):
             began = time.perf_counter()
-            command = [sys.executable, "-m", "service", *options, "runs"]
+            command = [sys.executable, "-m", "batch_system", *options, "runs"]
             subprocess.run(
                 command,
                 cwd=served.folder,

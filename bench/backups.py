@@ -40,13 +40,13 @@ from machine import describe, print_table, version_of
 from services import cpu_seconds
 from sqlalchemy import make_url
 
-from service.backup.comparing.compare import diff
-from service.backup.file.source import LocalFile
-from service.backup.file.verify import verify
-from service.backup.restoring.restore import restore
-from service.concurrency.stoppable import Stop
-from service.config import Settings
-from service.testing.postgres import OwnServer, PostgresServer, find_binaries, start_server
+from batch_system.backup.comparing.compare import diff
+from batch_system.backup.file.source import LocalFile
+from batch_system.backup.file.verify import verify
+from batch_system.backup.restoring.restore import restore
+from batch_system.concurrency.stoppable import Stop
+from batch_system.config import Settings
+from batch_system.testing.postgres import OwnServer, PostgresServer, find_binaries, start_server
 
 HERE = Path(__file__).resolve().parent
 LOOK_SECONDS = 0.01

@@ -22,8 +22,8 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.backup import create_backup
-from service.backup.file.progress import BackupProgress
+from batch_system.backup import create_backup
+from batch_system.backup.file.progress import BackupProgress
 
 NAP_SECONDS = 0.005
 IDLE_SECONDS = float(os.environ.get("BENCH_IDLE_SECONDS", "5"))

@@ -24,10 +24,10 @@ from machine import describe, print_table, version_of
 from manyrows import DATABASES, Item, fill, new_url, running
 from sqlalchemy import select
 
-from service import BaseTask, TaskRegistry, logs
-from service.batch.queue.enqueue import start
-from service.database.engine import Database
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import BaseTask, TaskRegistry, logs
+from batch_system.batch.queue.enqueue import start
+from batch_system.database.engine import Database
+from batch_system.testing.postgres import PostgresServer, start_server
 
 GOAL_MB = 10.0
 PADDING = 150

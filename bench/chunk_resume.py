@@ -26,8 +26,8 @@ from machine import describe, print_table, version_of
 from manyrows import DATABASES, fill, new_url
 from services import Worker, ending, insert, queued, start, wait_until, wait_until_ready
 
-from service.database.engine import Database
-from service.testing.postgres import PostgresServer, start_server
+from batch_system.database.engine import Database
+from batch_system.testing.postgres import PostgresServer, start_server
 
 DONE = (0.01, 0.5, 0.95)
 SIZE = 1_000
@@ -37,7 +37,7 @@ TASK = f"""
 import os, time
 from sqlalchemy import select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from service import BaseTask
+from batch_system import BaseTask
 
 class Base(DeclarativeBase):
     pass

@@ -39,9 +39,9 @@ from manyrows import DATABASES, Base, Columns, fill, new_url, running
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import BaseTask, TaskRegistry, get_db, logs
-from service.batch.queue.enqueue import start
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import BaseTask, TaskRegistry, get_db, logs
+from batch_system.batch.queue.enqueue import start
+from batch_system.testing.postgres import PostgresServer, start_server
 
 KINDS = ("bare", "fenced", "chunks")
 GOAL_PERCENT = 5.0

@@ -26,12 +26,12 @@ from machine import describe, print_table, version_of
 from services import ROOT
 from sqlalchemy import text
 
-from service import logs
-from service.config import Settings
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import migrate
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import logs
+from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.testing.postgres import PostgresServer, start_server
+from tests.migrations import APPLICATION_HISTORIES
 
 EVERY = 1 / 200
 NUMBERS = itertools.count(1)
@@ -116,7 +116,7 @@ async def in_chunks(database: Database, folder: str) -> None:
         "LEDGER_URL": f"sqlite+aiosqlite:///{folder}/ledger.db",
         "LOG_LEVEL": "WARNING",
     }
-    command = (sys.executable, "-m", "service", "run", "cleanup_sessions")
+    command = (sys.executable, "-m", "batch_system", "run", "cleanup_sessions")
     cleaning = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=kept | settings, stdout=asyncio.subprocess.DEVNULL
     )

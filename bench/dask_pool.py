@@ -42,16 +42,16 @@ from machine import describe, print_table, version_of
 from services import Worker, ending, insert, queued, start, wait_until_ready
 from sqlalchemy import func, select
 
-from service.batch.ledger import tables
-from service.batch.ledger.states import RunState
-from service.database.engine import Database
-from service.testing.postgres import PostgresServer, start_server
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.states import RunState
+from batch_system.database.engine import Database
+from batch_system.testing.postgres import PostgresServer, start_server
 
 WORKERS, PLACES = 2, 4
 LIMIT = 600.0
 TASKS = """
 import asyncio, os, time
-from service import BaseTask, current_run, start
+from batch_system import BaseTask, current_run, start
 
 class Empty(BaseTask):
     name, schedule, pool, overlap = "empty", None, "cpu", "allow"
@@ -106,7 +106,7 @@ class Place:
         processes.append(self.service)
         wait_until_ready([self.service])
         words = ("work", "--dask", "--workers", str(WORKERS), "--max-running", str(PLACES))
-        self.cluster = start(folder, settings, (sys.executable, "-m", "service", *words))
+        self.cluster = start(folder, settings, (sys.executable, "-m", "batch_system", *words))
         processes.append(self.cluster)
         self._processes = {"service": self.service, "cluster": self.cluster}
         self._database = Database(url, setting="LEDGER_URL", pooled=False)

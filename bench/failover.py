@@ -33,9 +33,9 @@ from typing import NamedTuple
 from machine import describe, print_table, version_of
 from services import Worker, ending, insert, queued, start, wait_until, wait_until_ready
 
-from service.batch.nodes import process_lock
-from service.config import Settings
-from service.testing.postgres import PostgresServer, start_server
+from batch_system.batch.nodes import process_lock
+from batch_system.config import Settings
+from batch_system.testing.postgres import PostgresServer, start_server
 
 DRAIN = 1.0
 LEASE = float(Settings.model_fields["LEASE_SECONDS"].default)
@@ -44,7 +44,7 @@ MOST_SECONDS = 30.0
 
 TASKS = """
 import asyncio, os, time
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 
 def is_resumed():
     run = current_run().id

@@ -27,18 +27,18 @@ from machine import describe, print_table, version_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service import get_db, logs
+from batch_system import get_db, logs
+from batch_system.batch.context import current_run, fencing
+from batch_system.batch.context.attempt_state import AttemptState
+from batch_system.batch.context.current_run import CurrentRun
+from batch_system.batch.ledger.states import Origin
+from batch_system.batch.ledger.tables import new_id
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.database.session import leave_application_database, use_application_database
+from batch_system.testing.postgres import PostgresServer, start_server
 from service.application.models import User
-from service.batch.context import current_run, fencing
-from service.batch.context.attempt_state import AttemptState
-from service.batch.context.current_run import CurrentRun
-from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import new_id
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import migrate
-from service.database.session import leave_application_database, use_application_database
-from service.testing.postgres import PostgresServer, start_server
+from tests.migrations import APPLICATION_HISTORIES
 
 GOAL_MS = 1.0
 BLOCK = 100

@@ -47,31 +47,31 @@ from machine import describe, print_table, version_of
 from services import queued
 from sqlalchemy import insert, select, text
 
-from service.batch.ledger import database_time, run_query, transitions
-from service.database.histories import APPLICATION_HISTORIES
+from batch_system.batch.ledger import database_time, run_query, transitions
+from tests.migrations import APPLICATION_HISTORIES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service import BaseTask, TaskRegistry, logs
+from batch_system import BaseTask, TaskRegistry, logs
+from batch_system.batch.context import current_run, fencing
+from batch_system.batch.context.attempt_state import AttemptState
+from batch_system.batch.context.current_run import CurrentRun
+from batch_system.batch.firing import firing, task_sync
+from batch_system.batch.ledger import runs
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.states import Origin, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import ledger_poll
+from batch_system.batch.queue import claiming
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.database.session import use_application_database
+from batch_system.testing.postgres import PostgresServer, start_server
 from service.application.models import User
-from service.batch.context import current_run, fencing
-from service.batch.context.attempt_state import AttemptState
-from service.batch.context.current_run import CurrentRun
-from service.batch.firing import firing, task_sync
-from service.batch.ledger import runs
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import Origin, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import ledger_poll
-from service.batch.queue import claiming
-from service.batch.queue.capacity import Capacity
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.database.session import use_application_database
-from service.testing.postgres import PostgresServer, start_server
 from tests.batch.crowd import crowd, words
 
 GOAL = 1.5

@@ -2,13 +2,13 @@
 
     python bench/idle.py [--nodes 1 3] [--tasks 50] [--seconds 60]
 
-`python -m service serve` runs in processes of its own, so many on one ledger: on SQLite and, at the
-same time, on PostgreSQL, with tasks that are due on the 1st of January. CPU time and memory are
-what Linux says of a process (/proc). Statements (BEGIN, COMMIT and ROLLBACK are not among them) and
-transactions are counted by SQLAlchemy's events, which a sitecustomize.py installs in it. PostgreSQL
-is asked for its own count as well, from another database of the server (pg_stat_database, commits
-and rollbacks): that sees also what SQLAlchemy does not report, such as a ping of a pooled
-connection, and autovacuum now and then. All figures are those of one process.
+`python -m batch_system serve` runs in processes of its own, so many on one ledger: on SQLite and,
+at the same time, on PostgreSQL, with tasks that are due on the 1st of January. CPU time and memory
+are what Linux says of a process (/proc). Statements (BEGIN, COMMIT and ROLLBACK are not among them)
+and transactions are counted by SQLAlchemy's events, which a sitecustomize.py installs in it.
+PostgreSQL is asked for its own count as well, from another database of the server
+(pg_stat_database, commits and rollbacks): that sees also what SQLAlchemy does not report, such as a
+ping of a pooled connection, and autovacuum now and then. All figures are those of one process.
 
 After that the two things that an idle node does are timed by themselves, on the same ledgers: a
 look at the news, and a beat, which carries a look.
@@ -36,11 +36,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.batch.ledger import database_time, nodes
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import ledger_poll
-from service.database.engine import Database
-from service.testing.postgres import PostgresServer, start_server
+from batch_system.batch.ledger import database_time, nodes
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import ledger_poll
+from batch_system.database.engine import Database
+from batch_system.testing.postgres import PostgresServer, start_server
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = 300
@@ -121,7 +121,7 @@ def serving(folder: Path, number: int, url: str) -> Iterator[Service]:
         "PORT": "0",
     }
     more = {"PYTHONPATH": f"{folder}:{ROOT}", "BENCH_COUNTS": str(counts), "LOG_LEVEL": "WARNING"}
-    command = [sys.executable, "-m", "service", "serve"]
+    command = [sys.executable, "-m", "batch_system", "serve"]
     process = subprocess.Popen(
         command, cwd=folder, env={**os.environ, **own, **more}, stdout=subprocess.PIPE, text=True
     )
@@ -141,7 +141,7 @@ def group(
 ) -> Iterator[Group]:
     folder = place / f"{kind}-{nodes}"
     (folder / "tasks").mkdir(parents=True)
-    source = "from service import BaseTask\n" + "".join(
+    source = "from batch_system import BaseTask\n" + "".join(
         TASK.format(number=number) for number in range(tasks)
     )
     (folder / "tasks/many.py").write_text(source)

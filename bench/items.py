@@ -31,9 +31,9 @@ from manyrows import DATABASES, Item, fill, new_url, running
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import BaseTask, ItemTask, TaskRegistry, get_db, logs
-from service.batch.queue.enqueue import start
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import BaseTask, ItemTask, TaskRegistry, get_db, logs
+from batch_system.batch.queue.enqueue import start
+from batch_system.testing.postgres import PostgresServer, start_server
 
 WAIT_SECONDS = 0.02
 SIZE = 100

@@ -27,11 +27,11 @@ from statistics import median, quantiles
 from machine import describe, print_table, version_of
 from services import Worker, cpu_seconds, ending, queued, start, wait_until_ready
 
-from service.batch.ledger import runs
-from service.batch.queue.cancel import request_cancel
-from service.config import Settings
-from service.database.engine import Database
-from service.testing.postgres import PostgresServer, start_server
+from batch_system.batch.ledger import runs
+from batch_system.batch.queue.cancel import request_cancel
+from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.testing.postgres import PostgresServer, start_server
 
 KINDS = ("SQLite", "PostgreSQL")
 DEFAULT_POLL = float(Settings.model_fields["POLL_SECONDS"].default)
@@ -39,7 +39,7 @@ MOST_SECONDS = 30.0
 
 TASK = """
 import asyncio, time
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 
 def note(name):
     with open(name, "ab", buffering=0) as file:

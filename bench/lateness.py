@@ -41,11 +41,11 @@ from machine import describe, print_table, version_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service import BaseTask, TaskRegistry, logs
-from service.config import Settings
-from service.server.service import BatchService
-from service.server.uvicorn import collect_garbage_less_often
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import BaseTask, TaskRegistry, logs
+from batch_system.config import Settings
+from batch_system.server.service import BatchService
+from batch_system.server.uvicorn import collect_garbage_less_often
+from batch_system.testing.postgres import PostgresServer, start_server
 
 STOCK = "stock APScheduler"
 spawn = multiprocessing.get_context("spawn")

@@ -33,7 +33,7 @@ from machine import describe, print_table, version_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.testing.postgres import PostgresServer, start_server
+from batch_system.testing.postgres import PostgresServer, start_server
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_A_FILE = 50
@@ -67,7 +67,7 @@ def write_tasks(folder: Path, tasks: int) -> None:
             for number in numbers
         ]
         (folder / f"file_{first // IN_A_FILE:03}.py").write_text(
-            f"from service import BaseTask\n{''.join(texts)}"
+            f"from batch_system import BaseTask\n{''.join(texts)}"
         )
 
 
@@ -85,7 +85,7 @@ def start(folder: Path, url: str, settle: float, seconds: float) -> Start:
     }
     began_at = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "service", "serve"],
+        [sys.executable, "-m", "batch_system", "serve"],
         cwd=folder,
         env={**environment, **own, **more},
         stdout=subprocess.DEVNULL,

@@ -15,10 +15,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.config import Settings
-from service.database.engine import Database
-from service.server.service import BatchService
-from service.testing.postgres import PostgresServer
+from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.server.service import BatchService
+from batch_system.testing.postgres import PostgresServer
 
 DATABASES = ("SQLite", "PostgreSQL")
 

@@ -32,19 +32,19 @@ from machine import describe, print_table, version_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.metrics.process import ProcessMetrics
-from service.operations.system.gauges import FRESH_SECONDS
-from service.testing.postgres import start_server
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.metrics.process import ProcessMetrics
+from batch_system.operations.system.gauges import FRESH_SECONDS
+from batch_system.testing.postgres import start_server
 from tests.batch.crowd import crowd
 
 GOAL_MS = 20
 COUNTED = 200_000
 
 TASKS = """
-from service import BaseTask, TaskRegistry
+from batch_system import BaseTask, TaskRegistry
 
 def make(number):
     async def run(self): pass

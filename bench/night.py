@@ -31,16 +31,16 @@ from sqlalchemy import insert, text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.batch.ledger import database_time, duties, tables
-from service.batch.ledger.duties import WATCH
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.states import Origin, Rank, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.night.keeper import TallyKeeper
-from service.batch.nodes.outage import Outage
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.testing.postgres import start_server
+from batch_system.batch.ledger import database_time, duties, tables
+from batch_system.batch.ledger.duties import WATCH
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.states import Origin, Rank, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.night.keeper import TallyKeeper
+from batch_system.batch.nodes.outage import Outage
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.testing.postgres import start_server
 
 TASKS = 200
 AT_ONCE = 20_000
@@ -187,7 +187,7 @@ def ask(folder: Path, url: str, since: str, number: int) -> list[tuple[str, ...]
     if url.startswith("postgresql"):
         environment["DATABASE_URL"] = url
     (folder / "tasks").mkdir()
-    command = (sys.executable, "-m", "service")
+    command = (sys.executable, "-m", "batch_system")
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
     with (
         (folder / "out").open("w") as out,

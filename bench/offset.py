@@ -27,10 +27,10 @@ from manyrows import DATABASES, Item, fill, new_url
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import logs
-from service.batch.chunks.keyset_pages import Pages
-from service.database.engine import Database
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import logs
+from batch_system.batch.chunks.keyset_pages import Pages
+from batch_system.database.engine import Database
+from batch_system.testing.postgres import PostgresServer, start_server
 
 POSITIONS = 25
 Curve = list[float]

@@ -37,18 +37,18 @@ from machine import describe, print_table, version_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.testing.postgres import start_server
-from service.web.live import LINGER_SECONDS
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.testing.postgres import start_server
+from batch_system.web.live import LINGER_SECONDS
 from tests.web.browsers import Errors, browser
 
 BUSY = """
 import asyncio
 import random
 import time
-from service import BaseTask, get_logger
+from batch_system import BaseTask, get_logger
 
 logger = get_logger(__name__)
 

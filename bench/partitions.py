@@ -29,26 +29,26 @@ from machine import describe, print_table, version_of
 from services import Worker, ending, start, wait_until, wait_until_ready
 from sqlalchemy import select, text, update
 
-from service import PartitionedTask, TaskRegistry
-from service.batch.firing import task_sync
-from service.batch.ledger import database_time, runs, tables, transitions, waits
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.parts import PartsGate, Split
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import FINAL, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.queue import claiming, gates
-from service.batch.queue.capacity import Capacity
-from service.batch.queue.requests import Startable
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import PartitionedTask, TaskRegistry
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import database_time, runs, tables, transitions, waits
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.parts import PartsGate, Split
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import FINAL, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.queue import claiming, gates
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.requests import Startable
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.testing.postgres import PostgresServer, start_server
 
 KINDS = ("PostgreSQL", "SQLite")
 NUMBER, AT_ONCE, MOST_SECONDS = 10_000, 16, 3_600.0
 TASKS = """
-from service import Part, PartitionedTask, BaseTask, ranges
+from batch_system import Part, PartitionedTask, BaseTask, ranges
 from sqlalchemy import Integer, column, select, table, text
 
 items = table("items", column("id", Integer), column("value", Integer))
@@ -215,7 +215,7 @@ async def fill(application: str, number: int) -> None:
 async def seconds_of(place: Path, url: str, application: str, task: str, workers: int) -> float:
     """How long one run of the task takes, from its begin to its end, with so many workers."""
     settings = {"LEDGER_URL": url, "DATABASE_URL": application, "BATCH_POOL_CPU": "nodes"}
-    command = (sys.executable, "-m", "service", "work", "--pool", "cpu", "--max-running", "1")
+    command = (sys.executable, "-m", "batch_system", "work", "--pool", "cpu", "--max-running", "1")
     with ending() as started:
         service = start(place, settings)
         started.append(service)

@@ -40,7 +40,7 @@ from processes import run_round
 from rush import NOTING, Rush, cores, rush
 from services import Worker, ending, start
 
-from service.testing.postgres import PostgresServer, start_server
+from batch_system.testing.postgres import PostgresServer, start_server
 
 SETTLE_SECONDS = 1.0
 

@@ -36,21 +36,21 @@ from machine import describe, print_table, version_of
 from services import Worker, ending, insert, queued, start, wait_until, wait_until_ready
 from sqlalchemy import func, select
 
-from service import BaseTask, TaskRegistry
-from service.batch.ledger import runs, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.batch.queue import claiming
-from service.batch.queue.capacity import Capacity
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import BaseTask, TaskRegistry
+from batch_system.batch.ledger import runs, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.queue import claiming
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.testing.postgres import PostgresServer, start_server
 
 TASKS = """
 import os, threading, time
-from service import BaseTask
+from batch_system import BaseTask
 
 {at_import}
 

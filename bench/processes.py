@@ -30,8 +30,8 @@ from machine import describe, print_table, version_of
 from rush import NOTING, Rush, cores, rush
 from services import ending, insert, queued, start, wait_until_ready
 
-from service.batch.ledger.tables import ACTIVE_SQL, NO_PART_SQL
-from service.testing.postgres import PostgresServer, start_server
+from batch_system.batch.ledger.tables import ACTIVE_SQL, NO_PART_SQL
+from batch_system.testing.postgres import PostgresServer, start_server
 
 ACTIVE = f"SELECT 1 FROM batch_runs WHERE {ACTIVE_SQL} AND {NO_PART_SQL} LIMIT 1"
 TASKS = 10

@@ -31,16 +31,16 @@ from machine import describe, print_table, version_of
 from services import queued
 from sqlalchemy import event, insert, text
 
-from service import logs
-from service.batch.ledger import runs, tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.states import RunState
-from service.batch.retention.pruning import Pruner
-from service.batch.retention.retention import Keep
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import migrate
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import logs
+from batch_system.batch.ledger import runs, tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.retention.pruning import Pruner
+from batch_system.batch.retention.retention import Keep
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.testing.postgres import PostgresServer, start_server
+from tests.migrations import APPLICATION_HISTORIES
 
 GOAL_MS = 50.0
 TASKS = 10

@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 from services import Worker, cpu_seconds
 
-from service.testing.postgres import OwnServer, PostgresServer
+from batch_system.testing.postgres import OwnServer, PostgresServer
 
 LOOK_SECONDS = 0.02
 MOST_SECONDS = 600.0

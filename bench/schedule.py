@@ -29,7 +29,7 @@ from cronsim import CronSim
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.batch.cron.cron import Schedule
+from batch_system.batch.cron.cron import Schedule
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ZONES = ["UTC", "Europe/Berlin"]

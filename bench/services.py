@@ -17,15 +17,15 @@ from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.batch.ledger import runs
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import Origin, Rank, RunState
-from service.batch.ledger.tables import new_id
-from service.config import Settings
-from service.database.engine import Database
+from batch_system.batch.ledger import runs
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import Origin, Rank, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.config import Settings
+from batch_system.database.engine import Database
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVE = (sys.executable, "-m", "service", "serve", "--port", "0")
+SERVE = (sys.executable, "-m", "batch_system", "serve", "--port", "0")
 START_SECONDS = 300.0
 """On a machine with two cores and a load of twenty a start takes four minutes, with or without a
 backlog.

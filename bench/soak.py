@@ -29,8 +29,8 @@ from sqlalchemy import text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service.database.engine import Database
-from service.testing.postgres import start_server
+from batch_system.database.engine import Database
+from batch_system.testing.postgres import start_server
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE_SECONDS = 15.0
@@ -72,7 +72,7 @@ class Service:
 def start(folder: Path, label: str, settings: dict[str, str]) -> Service:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "LOG_LEVEL": "WARNING", **settings}
     with (folder / f"{label}.log").open("wb") as log:
-        command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "batch_system", "serve", "--port", "0"]
         return Service(
             label, subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
         )
@@ -109,7 +109,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "tasks").mkdir()
         classes = "".join(TASK.format(number=number) for number in range(given.tasks))
-        (folder / "tasks/each.py").write_text(f"from service import BaseTask\n{classes}")
+        (folder / "tasks/each.py").write_text(f"from batch_system import BaseTask\n{classes}")
         urls = {
             "SQLite": f"sqlite+aiosqlite:///{folder}/ledger.db",
             "PostgreSQL": asyncio.run(server.create_database()),

@@ -43,15 +43,15 @@ PAIRS = {
         (sys.executable, "-c", "import sqlalchemy.ext.asyncio"),
         SQLALCHEMY,
     ),
-    "from service import … / import sqlalchemy": (
-        (sys.executable, "-c", "from service import BaseTask, get_db, get_logger"),
+    "from batch_system import … / import sqlalchemy": (
+        (sys.executable, "-c", "from batch_system import BaseTask, get_db, get_logger"),
         SQLALCHEMY,
     ),
 }
 LEDGER = """
 import asyncio
-from service.config import get_settings
-from service.operations.asking.databases import open_databases
+from batch_system.config import get_settings
+from batch_system.operations.asking.databases import open_databases
 
 async def make():
     for database in await open_databases(get_settings()):

@@ -36,17 +36,17 @@ from sqlalchemy import event, text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from service import BaseTask, TaskRegistry, logs
-from service.batch.ledger import runs
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.tables import ACTIVE_SQL, NO_PART_SQL, new_id
-from service.config import Settings
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.server.service import BatchService
-from service.server.uvicorn import collect_garbage_less_often
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import BaseTask, TaskRegistry, logs
+from batch_system.batch.ledger import runs
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.tables import ACTIVE_SQL, NO_PART_SQL, new_id
+from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.server.service import BatchService
+from batch_system.server.uvicorn import collect_garbage_less_often
+from batch_system.testing.postgres import PostgresServer, start_server
 
 GOAL = 0.5
 Transaction = list[tuple[str, Any]]

@@ -38,30 +38,30 @@ from machine import describe, print_table, version_of
 from services import ending, queued, start, wait_until_ready
 from sqlalchemy import event, text
 
-from service.batch.ledger import json_rows, runs, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import Origin, Rank, RunState
-from service.batch.ledger.tables import new_id
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.testing.postgres import PostgresServer, start_server
+from batch_system.batch.ledger import json_rows, runs, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import Origin, Rank, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.testing.postgres import PostgresServer, start_server
 
 if not os.environ.get("BENCH_CODE"):  # an older version has none of these
-    from service import BaseTask, TaskRegistry
-    from service.batch.firing import task_sync
-    from service.batch.firing.waiting import Opener
-    from service.batch.ledger import waits
-    from service.batch.queue import claiming
-    from service.batch.queue.capacity import Capacity
+    from batch_system import BaseTask, TaskRegistry
+    from batch_system.batch.firing import task_sync
+    from batch_system.batch.firing.waiting import Opener
+    from batch_system.batch.ledger import waits
+    from batch_system.batch.queue import claiming
+    from batch_system.batch.queue.capacity import Capacity
 
 KINDS = ("PostgreSQL", "SQLite")
 MANY, TOMORROW = 10_000, 100_000
 MOST_SECONDS = 60.0
 TASKS = """
 import time
-from service import BaseTask
+from batch_system import BaseTask
 
 def note(name):
     with open("lines", "ab", buffering=0) as file:

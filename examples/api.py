@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter
 from sqlalchemy import select
 
-from service import BaseTask, Retry, TaskRegistry, get_db, get_logger, get_settings
+from batch_system import BaseTask, Retry, TaskRegistry, get_db, get_logger, get_settings
 from service.application.models import User
 
 logger = get_logger(__name__)

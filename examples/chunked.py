@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import BaseTask, TaskRegistry, get_logger
+from batch_system import BaseTask, TaskRegistry, get_logger
 from service.application.models import Session
 
 logger = get_logger(__name__)

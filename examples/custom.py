@@ -1,6 +1,6 @@
 """The smallest useful task: a name, a schedule, and a run that logs."""
 
-from service import BaseTask, TaskRegistry, get_logger
+from batch_system import BaseTask, TaskRegistry, get_logger
 
 logger = get_logger(__name__)
 

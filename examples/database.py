@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import exists, select
 
-from service import BaseTask, TaskRegistry, get_db, get_logger
+from batch_system import BaseTask, TaskRegistry, get_db, get_logger
 from service.application.models import Session, User
 
 logger = get_logger(__name__)

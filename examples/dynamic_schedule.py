@@ -7,7 +7,7 @@ A service reads the property again every few seconds, and `.env` when it changes
 is reported as broken.
 """
 
-from service import BaseTask, TaskRegistry, get_logger, get_settings
+from batch_system import BaseTask, TaskRegistry, get_logger, get_settings
 
 logger = get_logger(__name__)
 

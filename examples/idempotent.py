@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta
 from sqlalchemy import Column, Date, MetaData, String, Table, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import BaseTask, TaskRegistry, get_db, get_logger
+from batch_system import BaseTask, TaskRegistry, get_db, get_logger
 from service.application.models import Session
 
 logger = get_logger(__name__)

@@ -7,7 +7,7 @@ The ledger records when each run began and ended, so a task has to measure only 
 import asyncio
 import time
 
-from service import BaseTask, TaskRegistry, current_run, get_logger
+from batch_system import BaseTask, TaskRegistry, current_run, get_logger
 
 logger = get_logger(__name__)
 

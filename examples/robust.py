@@ -9,7 +9,7 @@ receives the error too. To handle only the errors that you expect, leave out the
 
 from sqlalchemy import func, select
 
-from service import BaseTask, DomainError, TaskRegistry, get_db, get_logger
+from batch_system import BaseTask, DomainError, TaskRegistry, get_db, get_logger
 from service.application.models import Session
 
 logger = get_logger(__name__)

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import select
 
-from service import BaseTask, DomainError, TaskRegistry, get_db, get_logger, start
+from batch_system import BaseTask, DomainError, TaskRegistry, get_db, get_logger, start
 from service.application.models import User
 
 logger = get_logger(__name__)

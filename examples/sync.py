@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session as DbSession
 
-from service import BaseTask, TaskRegistry, call_db, get_logger
+from batch_system import BaseTask, TaskRegistry, call_db, get_logger
 from service.application.models import User
 
 logger = get_logger(__name__)

@@ -1,91 +1,22 @@
-"""Batch System: what authors of tasks import.
+"""The service of this clone: its application, models and migrations. The library is batch_system.
 
-Each name is loaded when it is first asked for, so that `import service` and `batch --help` take no
-time.
+All names of batch_system can also be imported from here, as the template documents them.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
-    from service.batch.context.current_run import CurrentRun as CurrentRun
-    from service.batch.context.current_run import current_run as current_run
-    from service.batch.context.once import once as once
-    from service.batch.context.upstream import Done as Done
-    from service.batch.context.upstream import Upstream as Upstream
-    from service.batch.queue.enqueue import start as start
-    from service.batch.queue.groups import Start as Start
-    from service.batch.queue.groups import start_all as start_all
-    from service.batch.tasks.after import After as After
-    from service.batch.tasks.base import BaseTask as BaseTask
-    from service.batch.tasks.declaration import Alerts as Alerts
-    from service.batch.tasks.declaration import Missed as Missed
-    from service.batch.tasks.declaration import Retry as Retry
-    from service.batch.tasks.item_task import ItemTask as ItemTask
-    from service.batch.tasks.item_task import Skip as Skip
-    from service.batch.tasks.partitioned_task import PartitionedTask as PartitionedTask
-    from service.batch.tasks.partitions import Part as Part
-    from service.batch.tasks.ranges import ranges as ranges
-    from service.batch.tasks.registry import TaskRegistry as TaskRegistry
-    from service.database.session import get_db as get_db
-    from service.database.sync import call_async as call_async
-    from service.database.sync import call_db as call_db
-    from service.errors import BatchError as BatchError
-    from service.errors import ChunkError as ChunkError
-    from service.errors import DomainError as DomainError
-    from service.errors import RetryAfter as RetryAfter
-    from service.logs import get_logger as get_logger
-    from service.server.by_hand import create_scheduler as create_scheduler
-    from service.server.by_hand import start_scheduler as start_scheduler
-    from service.server.by_hand import stop_scheduler as stop_scheduler
-    from service.settings.reading import Settings as Settings
-    from service.settings.reading import get_settings as get_settings
+import batch_system
 
-_HOMES = {
-    "After": "batch.tasks.after",
-    "Alerts": "batch.tasks.declaration",
-    "BaseTask": "batch.tasks.base",
-    "BatchError": "errors",
-    "ChunkError": "errors",
-    "CurrentRun": "batch.context.current_run",
-    "DomainError": "errors",
-    "Done": "batch.context.upstream",
-    "ItemTask": "batch.tasks.item_task",
-    "Missed": "batch.tasks.declaration",
-    "Part": "batch.tasks.partitions",
-    "PartitionedTask": "batch.tasks.partitioned_task",
-    "Retry": "batch.tasks.declaration",
-    "RetryAfter": "errors",
-    "Settings": "settings.reading",
-    "Skip": "batch.tasks.item_task",
-    "Start": "batch.queue.groups",
-    "TaskRegistry": "batch.tasks.registry",
-    "Upstream": "batch.context.upstream",
-    "call_async": "database.sync",
-    "call_db": "database.sync",
-    "create_scheduler": "server.by_hand",
-    "current_run": "batch.context.current_run",
-    "get_db": "database.session",
-    "get_logger": "logs",
-    "get_settings": "settings.reading",
-    "once": "batch.context.once",
-    "ranges": "batch.tasks.ranges",
-    "start": "batch.queue.enqueue",
-    "start_all": "batch.queue.groups",
-    "start_scheduler": "server.by_hand",
-    "stop_scheduler": "server.by_hand",
-}
+if TYPE_CHECKING:
+    from batch_system import *  # noqa: F403
 
-__all__ = sorted(_HOMES)
+__all__ = batch_system.__all__
 
 
-if not TYPE_CHECKING:  # otherwise every name would be there for type checkers
-
-    def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-        return value
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(batch_system, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,5 @@
 """`python -m service` is the `batch` command."""
 
-from service.cli import main
+from batch_system.cli import main
 
 main()

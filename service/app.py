@@ -1,7 +1,9 @@
-"""What an application or a server may import as `service.app`."""
+"""The ASGI application of this clone: `uvicorn service.app:app`. Its lifespan runs the scheduler.
 
-from service.server.app import Actor as Actor
-from service.server.app import Role as Role
-from service.server.app import app as app
-from service.server.app import create_app as create_app
-from service.server.app import lifespan as lifespan
+Routes, middleware and state of your own are added to `app` here; docs/fastapi.md shows how the
+service is added to an application that exists already.
+"""
+
+from batch_system.app import app as app
+from batch_system.app import create_app as create_app
+from batch_system.app import lifespan as lifespan

@@ -2,7 +2,7 @@
 resumes it.
 """
 
-from service import BaseTask, TaskRegistry, get_logger
+from batch_system import BaseTask, TaskRegistry, get_logger
 from service.application.sessions import SessionService
 
 logger = get_logger(__name__)

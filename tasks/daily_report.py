@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import func, select
 
-from service import BaseTask, TaskRegistry, clock, get_db, get_logger
+from batch_system import BaseTask, TaskRegistry, clock, get_db, get_logger
 from service.application.models import Session, User
 
 logger = get_logger(__name__)

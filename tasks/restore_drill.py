@@ -1,4 +1,4 @@
-from service.shipped import restore_drill
+from batch_system.shipped import restore_drill
 
 
 class RestoreDrillTask(restore_drill.RestoreDrillTask):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from service.batch.tasks.registry import TaskRegistry
-from service.config import Settings, get_settings
-from service.database.engine import Database
-from service.operations.asking.actor import Actor
-from service.operations.asking.context import Loaded
-from service.operations.asking.databases import Databases
-from service.operations.backups.access import BackupAccess
-from service.operations.operations import Operations
+from batch_system.batch.tasks.registry import TaskRegistry
+from batch_system.config import Settings, get_settings
+from batch_system.database.engine import Database
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.asking.databases import Databases
+from batch_system.operations.backups.access import BackupAccess
+from batch_system.operations.operations import Operations
 
 
 def operations_on(
@@ -32,4 +32,4 @@ def access(settings: Settings) -> BackupAccess:
     """
     ledger = Database(settings.ledger_url, setting="LEDGER_URL", pooled=False)
     application = Database(settings.DATABASE_URL, setting="DATABASE_URL", pooled=False)
-    return BackupAccess(settings, Databases(ledger, application, settings.LEASE_SECONDS))
+    return BackupAccess(settings, Databases(ledger, application, settings))

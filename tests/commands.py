@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from service import TaskRegistry, cli, config, logs
+from batch_system import TaskRegistry, cli, config, logs
 
 
 @dataclass(frozen=True)

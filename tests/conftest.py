@@ -15,21 +15,22 @@ from typing import Any
 import hypothesis
 import pytest
 
-from service import TaskRegistry, config, logs
-from service.batch.firing import schedule_sync
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.nodes import new_tasks
-from service.database import engine, session, sqlite_connections
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import History
-from service.database.session import leave_application_database, use_application_database
-from service.testing import postgres
-from service.testing.databases import wait_for
-from service.testing.postgres import PostgresServer, start_server
+from batch_system import TaskRegistry, config, logs
+from batch_system.batch.firing import schedule_sync
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.nodes import new_tasks
+from batch_system.database import engine, session, sqlite_connections
+from batch_system.database.engine import Database
+from batch_system.database.migrate import History
+from batch_system.database.session import leave_application_database, use_application_database
+from batch_system.testing import postgres
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import PostgresServer, start_server
 from tests.databases import PostgresDatabases, SQLiteFiles, migrated, url_of
 from tests.first import leave_the_others_to_rest
 from tests.kinds import KINDS, leave_half_to_nightly
+from tests.migrations import APPLICATION_HISTORIES
+from tests.processes import MIGRATIONS
 from tests.statements import engine_with_compiled_statements
 
 KEPT_CLUSTER = "TESTS_KEPT_CLUSTER"
@@ -206,6 +207,7 @@ def own_world(
         shutil.copytree(migrated_files, tmp_path, dirs_exist_ok=True)
     for name in config.Settings.model_fields:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BATCH_MIGRATIONS", str(MIGRATIONS))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tasks").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where nodes leave their files

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from sqlalchemy import make_url, text
 
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import History, migrate
-from service.testing.postgres import PostgresServer
+from batch_system.database.engine import Database
+from batch_system.database.migrate import History, migrate
+from batch_system.testing.postgres import PostgresServer
+from tests.migrations import APPLICATION_HISTORIES
 
 
 class SQLiteFiles:

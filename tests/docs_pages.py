@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from service.cli.new import PYTEST_SETTINGS
+from batch_system.cli.new import PYTEST_SETTINGS
 from tests import preloaded
 from tests.docs_blocks import ROOT, Block, blocks, masked, read, sessions, words_of
 from tests.processes import BATCH, environment
@@ -17,8 +17,8 @@ EVERY_TASK = """
 from pathlib import Path
 
 import pytest
-from service import TaskRegistry
-from service.testing import Batch
+from batch_system import TaskRegistry
+from batch_system.testing import Batch
 
 FILES = {stems}
 started: set[str] = set()
@@ -112,6 +112,12 @@ class Page:
             self.call(*PYTEST, *tests)
 
     def call(self, *words: str) -> str:
-        done = preloaded.run(words, self._folder, environment(), within=120, is_one_stream=True)
+        # A page that changes the application of the clone changes its copy in this folder.
+        migrations = Path("service/application/migrations")
+        is_copied = (self._folder / migrations).exists()
+        settings = {"BATCH_MIGRATIONS": str(migrations)} if is_copied else {}
+        done = preloaded.run(
+            words, self._folder, environment(settings), within=120, is_one_stream=True
+        )
         assert done.returncode == 0, f"{self._name}: {' '.join(words)[:200]}\n{done.stdout}"
         return done.stdout

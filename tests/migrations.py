@@ -1,5 +1,5 @@
-"""Lets a test know one migration more than the code has. Databases without it are then of an older
-version.
+"""The migrations of the application's database, and a way to let a test know one migration more
+than the code has. Databases without it are then of an older version.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from service.database.migrate import History
+from batch_system.database.histories import application_histories
+from batch_system.database.migrate import History
+from tests.processes import MIGRATIONS
+
+APPLICATION_HISTORIES = application_histories(MIGRATIONS)
+"""What BATCH_MIGRATIONS, as tests set it, makes of them."""
 
 MIGRATION = """
 from alembic import op

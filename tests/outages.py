@@ -15,10 +15,10 @@ from typing import Any
 
 from sqlalchemy import Table, make_url, select, text
 
-from service.batch.account.account import Account, accounts
-from service.batch.ledger import tables
-from service.database.engine import Database
-from service.testing.databases import wait_for
+from batch_system.batch.account.account import Account, accounts
+from batch_system.batch.ledger import tables
+from batch_system.database.engine import Database
+from batch_system.testing.databases import wait_for
 from tests.processes import Service
 
 TASKS = '''
@@ -27,7 +27,7 @@ import os
 
 from sqlalchemy import text
 
-from service import BaseTask, Retry, current_run, get_db
+from batch_system import BaseTask, Retry, current_run, get_db
 
 INSERT = text("INSERT INTO witness (run, fence) VALUES (:run, :fence)")
 

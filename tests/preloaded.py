@@ -34,10 +34,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import service
+import batch_system
 
 ROOT = str(Path(__file__).parent.parent)
-MODULES = ("service", "uvicorn", "pytest", "tests.faults.wrong_clock")
+MODULES = ("batch_system", "uvicorn", "pytest", "tests.faults.wrong_clock")
 """What `python -m` may be asked for. There is `python -c` too, and `-W error` before both."""
 
 LIBRARIES = (
@@ -190,7 +190,7 @@ def run(
 
 
 def _is_forked(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> bool:
-    if (folder / "service").exists():  # that is what it has to import
+    if (folder / "batch_system").exists():  # that is what it has to import
         return False
     words = command[3:] if command[1] == "-W" else command[1:]
     is_known = words[0] == "-c" or (words[0] == "-m" and words[1] in MODULES)
@@ -261,7 +261,7 @@ def _run(words: list[str]) -> None:
     _forget("tests")  # the folder may have a package of that name
     if words[:2] == ["-m", "pytest"]:
         # pytest warns where it can't rewrite the assertions of what has its plugins.
-        _forget("service", "anyio")
+        _forget("batch_system", "anyio")
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
@@ -273,7 +273,7 @@ def _run(words: list[str]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for module in pkgutil.walk_packages(service.__path__, "service."):
+    for module in pkgutil.walk_packages(batch_system.__path__, "batch_system."):
         if not re.search(r"__main__|migrations|testing|sentry", module.name):
             importlib.import_module(module.name)
     for name in LIBRARIES:

@@ -18,14 +18,17 @@ from types import MappingProxyType
 import httpx
 from sqlalchemy import URL, make_url
 
-from service.config import Settings
+from batch_system.config import Settings
 from tests import preloaded
 
-BATCH = (sys.executable, "-m", "service")
+BATCH = (sys.executable, "-m", "batch_system")
 SERVE = (*BATCH, "serve", "--port", "0")
-UVICORN = (sys.executable, "-m", "uvicorn", "service.app:app", "--port", "0")
+UVICORN = (sys.executable, "-m", "uvicorn", "batch_system.app:app", "--port", "0")
 
 ROOT = Path(__file__).parent.parent
+MIGRATIONS = ROOT / "service" / "application" / "migrations"
+"""Those of this clone's own application."""
+
 NOTHING: Mapping[str, str] = MappingProxyType({})
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -196,9 +199,12 @@ def batch(
 
 
 def environment(settings: Mapping[str, str] = NOTHING) -> dict[str, str]:
-    """This process's environment with these settings and no others."""
+    """This process's environment with these settings and no others, but for the migrations of this
+    clone's application.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
-    return {**kept, "PYTHONPATH": str(ROOT), **settings}
+    fixed = {"PYTHONPATH": str(ROOT), "BATCH_MIGRATIONS": str(MIGRATIONS)}
+    return {**kept, **fixed, **settings}
 
 
 def free_port() -> int:

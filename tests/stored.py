@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "stored"
 
 def document() -> str:
     """The OpenAPI document."""
-    from service.app import create_app
+    from batch_system.app import create_app
 
     made = create_app().openapi()  # type: ignore[attr-defined]
     return json.dumps(_unwrapped(made), indent=1, sort_keys=True) + "\n"
@@ -41,7 +41,7 @@ def _unwrapped(value: Any) -> Any:
 
 def helps() -> str:
     """The help of all commands, with their arguments and options, without a terminal's form."""
-    from service.cli import cli
+    from batch_system.cli import cli
 
     return "\n".join(_help_of(typer.main.get_command(cli), "batch")) + "\n"
 

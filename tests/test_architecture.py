@@ -20,42 +20,39 @@ from pathlib import Path
 
 import pytest
 
-import service
+import batch_system
 
 ROOT = Path(__file__).parent.parent
 
 PAGE = ROOT / "docs/architecture.md"
 ROOM = re.compile(r"^\| `([\w/]+)` \| (.+) \|$", re.MULTILINE)
 LIST = PAGE.read_text().partition("## Rooms")[2].partition("\n## ")[0]
-ROOMS = {f"service.{place.replace('/', '.')}": knows for place, knows in ROOM.findall(LIST)}
+ROOMS = {f"batch_system.{place.replace('/', '.')}": knows for place, knows in ROOM.findall(LIST)}
 """The rooms from the ground up, as the page lists them: a module or a package, and what it knows.
 """
 
 DOORS = {
-    "service": None,
-    "service.__main__": None,
-    "service.app": "service.server.app",
-    "service.batch": None,
-    "service.batch.base": "service.batch.tasks.base",
-    "service.batch.registry": "service.batch.tasks.registry",
-    "service.batch.scheduler": "service.server.by_hand",
-    "service.config": "service.settings.reading",
+    "batch_system": None,
+    "batch_system.__main__": None,
+    "batch_system.app": "batch_system.server.app",
+    "batch_system.batch": None,
+    "batch_system.config": "batch_system.settings.reading",
 }
 """Modules of no room. Those with a target name again what people import from there, and have no
 code of their own.
 """
 
 ONLY = {
-    "cronsim": "service.batch.cron.cron",
-    "uvicorn": "service.server.uvicorn",
-    "sentry_sdk": "service.sentry",
-    "opentelemetry": "service.tracing",
-    "obstore": "service.backup.places.s3",
-    "typer": "service.cli",
-    "alembic": "service.database.alembic_history",
-    "prometheus_client": "service.web.exposition",
-    "distributed": "service.dask",
-    "dask": "service.dask",
+    "cronsim": "batch_system.batch.cron.cron",
+    "uvicorn": "batch_system.server.uvicorn",
+    "sentry_sdk": "batch_system.sentry",
+    "opentelemetry": "batch_system.tracing",
+    "obstore": "batch_system.backup.places.s3",
+    "typer": "batch_system.cli",
+    "alembic": "batch_system.database.alembic_history",
+    "prometheus_client": "batch_system.web.exposition",
+    "distributed": "batch_system.dask",
+    "dask": "batch_system.dask",
 }
 """Libraries that one module or package knows. (apscheduler has a rule of its own: its types are in
 annotations.)
@@ -63,65 +60,65 @@ annotations.)
 
 PURE = (
     *(
-        "service.batch.firing.misfires",
-        "service.batch.cron.cron",
-        "service.batch.ledger.states",
-        "service.batch.tasks.declaration",
+        "batch_system.batch.firing.misfires",
+        "batch_system.batch.cron.cron",
+        "batch_system.batch.ledger.states",
+        "batch_system.batch.tasks.declaration",
     ),
     *(
-        "service.batch.cron.zones",
-        "service.batch.cron.utc_offsets",
-        "service.batch.lint.clock_changes",
-        "service.batch.lint.lint",
-        "service.batch.lint.blocking",
+        "batch_system.batch.cron.zones",
+        "batch_system.batch.cron.utc_offsets",
+        "batch_system.batch.lint.clock_changes",
+        "batch_system.batch.lint.lint",
+        "batch_system.batch.lint.blocking",
     ),
 )
 """They decide and compute: no database, no clock, no event loop."""
 
 BROAD = {
-    "service.web.live": 1,  # a background loop
-    "service.pages.frame.blocks": 1,  # a block of a page that fails is shown as one that failed
-    "service.pages.frame.answers": 1,  # a page that fails by a mistake of ours is an error page
-    "service.pages.frame.watch": 1,  # what renders a page that many watch
-    "service.batch.incidents.watch": 1,  # a background loop
-    "service.batch.night.keeper": 1,  # a background loop
-    "service.server.digest": 1,  # a background loop
+    "batch_system.web.live": 1,  # a background loop
+    "batch_system.pages.frame.blocks": 1,  # a block of a page that fails
+    "batch_system.pages.frame.answers": 1,  # a page that fails by a mistake of ours
+    "batch_system.pages.frame.watch": 1,  # what renders a page that many watch
+    "batch_system.batch.incidents.watch": 1,  # a background loop
+    "batch_system.batch.night.keeper": 1,  # a background loop
+    "batch_system.server.digest": 1,  # a background loop
     # A background loop, and a call of an address that httpx may not be able to read
-    "service.alerts.pings": 2,
-    "service.alerts.sender": 2,  # a background loop, and one for each channel
-    "service.settings.reading": 1,  # the module that SETTINGS names
+    "batch_system.alerts.pings": 2,
+    "batch_system.alerts.sender": 2,  # a background loop, and one for each channel
+    "batch_system.settings.reading": 1,  # the module that SETTINGS names
     # What an author does with one item, outside and inside the transaction
-    "service.batch.tasks.item_task": 2,
+    "batch_system.batch.tasks.item_task": 2,
     # What a chunk's block, or its beginning, raises; told again unless it is retried
-    "service.batch.chunks.chunks": 2,
-    "service.batch.firing.dispatcher": 1,  # a background loop
-    "service.batch.firing.waiting": 1,  # a background loop
-    "service.batch.execution.engine": 1,  # a background loop
-    "service.batch.tasks.discovery": 2,  # authors' files, and the package they are in
-    "service.batch.placing.placing": 1,  # a background loop
-    "service.dask.cluster": 2,  # a background loop, and a look at a scheduler that may be gone
-    "service.dask.plugin": 1,  # a background loop
-    "service.server.hosted_node": 1,  # a thread's
-    "service.server.pools": 1,  # an author's module
-    "service.server.readiness": 1,  # a background loop
-    "service.server.service": 1,  # a background loop
-    "service.batch.nodes.heartbeat": 2,  # a background loop, and its thread
-    "service.batch.nodes.new_tasks": 1,  # a background loop
-    "service.batch.tasks.parameters": 1,  # an author's annotations are evaluated
-    "service.batch.tasks.declaration": 2,  # an author's constructor and properties
-    "service.batch.tasks.registry": 1,  # an author's class
-    "service.batch.execution.body": 1,  # the attempt
-    "service.batch.pools.nursery_process": 1,  # an author's module
-    "service.batch.execution.results": 2,  # an author's `expect`, and a result as text
-    "service.batch.firing.apscheduler": 2,  # a job, called or awaited, must not stop the scheduler
-    "service.batch.firing.schedule_sync": 1,  # a background loop
-    "service.batch.retention.upkeep": 1,  # a background loop
-    "service.concurrency.thread_pool": 1,  # the attempt, in a thread
-    "service.escaping": 1,  # authors' __repr__
-    "service.failures": 3,  # authors' __str__, and what else Python looks for in an exception
-    "service.logs.log_lines": 2,  # authors' __str__
-    "service.logs.structured": 1,  # authors' __str__
-    "service.logs.handlers": 1,  # the loop that renders and writes lines
+    "batch_system.batch.chunks.chunks": 2,
+    "batch_system.batch.firing.dispatcher": 1,  # a background loop
+    "batch_system.batch.firing.waiting": 1,  # a background loop
+    "batch_system.batch.execution.engine": 1,  # a background loop
+    "batch_system.batch.tasks.discovery": 2,  # authors' files, and the package they are in
+    "batch_system.batch.placing.placing": 1,  # a background loop
+    "batch_system.dask.cluster": 2,  # a background loop, and a look at a scheduler that may be gone
+    "batch_system.dask.plugin": 1,  # a background loop
+    "batch_system.server.hosted_node": 1,  # a thread's
+    "batch_system.server.pools": 1,  # an author's module
+    "batch_system.server.readiness": 1,  # a background loop
+    "batch_system.server.service": 1,  # a background loop
+    "batch_system.batch.nodes.heartbeat": 2,  # a background loop, and its thread
+    "batch_system.batch.nodes.new_tasks": 1,  # a background loop
+    "batch_system.batch.tasks.parameters": 1,  # an author's annotations are evaluated
+    "batch_system.batch.tasks.declaration": 2,  # an author's constructor and properties
+    "batch_system.batch.tasks.registry": 1,  # an author's class
+    "batch_system.batch.execution.body": 1,  # the attempt
+    "batch_system.batch.pools.nursery_process": 1,  # an author's module
+    "batch_system.batch.execution.results": 2,  # an author's `expect`, and a result as text
+    "batch_system.batch.firing.apscheduler": 2,  # a job must not stop the scheduler
+    "batch_system.batch.firing.schedule_sync": 1,  # a background loop
+    "batch_system.batch.retention.upkeep": 1,  # a background loop
+    "batch_system.concurrency.thread_pool": 1,  # the attempt, in a thread
+    "batch_system.escaping": 1,  # authors' __repr__
+    "batch_system.failures": 3,  # authors' __str__, and what else Python looks for in an exception
+    "batch_system.logs.log_lines": 2,  # authors' __str__
+    "batch_system.logs.structured": 1,  # authors' __str__
+    "batch_system.logs.handlers": 1,  # the loop that renders and writes lines
 }
 """Where Exception, BaseException or everything may be caught, and how often. Who raises it again is
 not counted.
@@ -130,16 +127,16 @@ not counted.
 MOST_LINES = 400
 MOST_LINES_OF_STORIES = 700
 MAIN_STORIES = {
-    "service.batch.execution.engine",
-    "service.batch.incidents.checks",
-    "service.batch.incidents.noticing",
-    "service.batch.ledger.transitions",
-    "service.batch.ledger.waits",
-    "service.batch.nodes.heartbeat",
-    "service.batch.tasks.declaration",
-    "service.database.engine",
-    "service.operations.night.night",
-    "service.server.service",
+    "batch_system.batch.execution.engine",
+    "batch_system.batch.incidents.checks",
+    "batch_system.batch.incidents.noticing",
+    "batch_system.batch.ledger.transitions",
+    "batch_system.batch.ledger.waits",
+    "batch_system.batch.nodes.heartbeat",
+    "batch_system.batch.tasks.declaration",
+    "batch_system.database.engine",
+    "batch_system.operations.night.night",
+    "batch_system.server.service",
 }
 """A main story stands whole in one file."""
 MOST_BODY_LINES = 55
@@ -164,7 +161,7 @@ class Module:
 
     @property
     def part(self) -> str:
-        """The part of the project that it belongs to: the name after `service`."""
+        """The part of the project that it belongs to: the name after `batch_system`."""
         return self.name.split(".")[1] if "." in self.name else ""
 
     def imports(self) -> Iterator[tuple[int, str, str | None]]:
@@ -197,18 +194,18 @@ def modules_in(folder: Path) -> Iterator[Module]:
 
 @pytest.fixture(scope="module")
 def project() -> list[Module]:
-    """service/ and tasks/, without the migrations: those are history and import nothing of ours."""
-    found = [*modules_in(ROOT / "service"), *modules_in(ROOT / "tasks")]
+    """batch_system/ and tasks/, without the migrations, which import nothing of ours."""
+    found = [*modules_in(ROOT / "batch_system"), *modules_in(ROOT / "tasks")]
     return [module for module in found if ".migrations." not in module.name]
 
 
 def inside(modules: Iterable[Module]) -> list[Module]:
-    return [module for module in modules if module.name.split(".")[0] == "service"]
+    return [module for module in modules if module.name.split(".")[0] == "batch_system"]
 
 
 def targets(module: Module, known: set[str]) -> Iterator[tuple[int, str]]:
-    """The modules of the project that it imports: `from service.cli import runs` means
-    service.cli.runs.
+    """The modules of the project that it imports: `from batch_system.cli import runs` means
+    batch_system.cli.runs.
     """
     for line, base, name in module.imports():
         whole = f"{base}.{name}"
@@ -226,8 +223,8 @@ def room_of(name: str, rooms: Sequence[str]) -> str | None:
 
 
 def imports_that_point_up(modules: list[Module], rooms: Sequence[str] = tuple(ROOMS)) -> list[str]:
-    """A room imports only rooms below it. A module in no room may be imported only by `service`
-    itself.
+    """A room imports only rooms below it. A module in no room may be imported only by the root
+    package itself.
     """
     known = {module.name for module in modules}
     wrong = []
@@ -237,7 +234,9 @@ def imports_that_point_up(modules: list[Module], rooms: Sequence[str] = tuple(RO
             continue
         for line, target in targets(module, known):
             other = room_of(target, rooms)
-            if target != "service" and (other is None or rooms.index(other) > rooms.index(own)):
+            if target != "batch_system" and (
+                other is None or rooms.index(other) > rooms.index(own)
+            ):
                 wrong.append(f"{module.name}:{line} imports {target}")
     return wrong
 
@@ -268,12 +267,12 @@ def modules_without_a_room(modules: list[Module]) -> list[str]:
 
 
 def imports_of_the_root_or_of_tasks(modules: list[Module]) -> list[str]:
-    """Nothing inside service/ imports what the root package names, nor anything of the authors'."""
+    """Nothing inside batch_system/ imports what the root package names, nor what authors write."""
     known = {module.name for module in modules}
     wrong = []
     for module in inside(modules):
         for line, base, name in module.imports():
-            is_root = base == "service" and f"service.{name}" not in known
+            is_root = base == "batch_system" and f"batch_system.{name}" not in known
             if is_root or base.split(".")[0] == "tasks":
                 wrong.append(f"{module.name}:{line} imports {name or 'all'} from {base}")
     return wrong
@@ -287,7 +286,7 @@ def cycles(modules: list[Module]) -> list[str]:
     graph = {
         m.name: sorted({t for _, t in targets(m, known)} - {m.name})
         for m in modules
-        if m.name != "service"
+        if m.name != "batch_system"
     }
     done: set[str] = set()
     found = []
@@ -321,9 +320,9 @@ def pairs_of_folders(modules: list[Module]) -> set[tuple[str, str]]:
 
 
 def _folder_of(module: Module) -> str:
-    """A module beside the folders of `service` is a room of its own."""
+    """A module beside the folders of `batch_system` is a room of its own."""
     folder = module.name.rpartition(".")[0]
-    return module.name if module.is_package or folder == "service" else folder
+    return module.name if module.is_package or folder == "batch_system" else folder
 
 
 def folders_that_import_each_other(modules: list[Module]) -> list[str]:
@@ -340,7 +339,7 @@ def foreign_apscheduler(modules: list[Module]) -> list[str]:
     """
     wrong = []
     for module in modules:
-        if module.name == "service.batch.firing.apscheduler":
+        if module.name == "batch_system.batch.firing.apscheduler":
             continue
         for line, base, name in module.imports():
             if base.split(".")[0] == "apscheduler" and (
@@ -378,10 +377,10 @@ def impure_imports(modules: list[Module]) -> list[str]:
         "sqlalchemy",
         "asyncio",
         "threading",
-        "service.clock",
-        "service.database",
-        "service.settings.reading",
-        "service.settings.settings",
+        "batch_system.clock",
+        "batch_system.database",
+        "batch_system.settings.reading",
+        "batch_system.settings.settings",
     )
     return [
         f"{module.name}:{line} imports {base}"
@@ -399,7 +398,7 @@ def clock_reads(modules: list[Module]) -> list[str]:
     """Only clock.py imports `time`, and asks datetime or date for the present."""
     wrong = []
     for module in modules:
-        if module.name == "service.clock":
+        if module.name == "batch_system.clock":
             continue
         wrong += [
             f"{module.name}:{line} imports time"
@@ -428,7 +427,7 @@ def _reads_time(call: ast.Call) -> bool:
     return function.attr in CLOCKS and owner != "clock"
 
 
-ENVIRONMENT = ("service.settings.settings", "service.testing.postgres")
+ENVIRONMENT = ("batch_system.settings.settings", "batch_system.testing.postgres")
 """Where everything may be read. (Where the tests' server is, is no setting.)"""
 
 
@@ -507,7 +506,7 @@ def _flies_on(handler: ast.ExceptHandler) -> bool:
     return isinstance(last, ast.Raise) and last.exc is None
 
 
-PRINTERS = ("service.console", "service.testing.postgres")
+PRINTERS = ("batch_system.console", "batch_system.testing.postgres")
 """Where print() may stand. (What the tests' server gets is no terminal's.)"""
 
 
@@ -539,7 +538,11 @@ def vague_names(modules: list[Module]) -> list[str]:
 
 # The project obeys them; made-up code that breaks one is found.
 
-BATCH, DATABASE, CLI = "service.batch.ledger.runs", "service.database.engine", "service.cli"
+BATCH, DATABASE, CLI = (
+    "batch_system.batch.ledger.runs",
+    "batch_system.database.engine",
+    "batch_system.cli",
+)
 
 
 def broken(name: str, text: str, *others: str) -> list[Module]:
@@ -549,81 +552,108 @@ def broken(name: str, text: str, *others: str) -> list[Module]:
 CASES: list[tuple[Rule, list[Module]]] = [
     (
         imports_that_point_up,
-        broken(BATCH, "from service.web import api", "service.web", "service.web.api"),
+        broken(
+            BATCH, "from batch_system.web import api", "batch_system.web", "batch_system.web.api"
+        ),
     ),
-    (imports_that_point_up, broken(BATCH, "from service import cli", CLI)),
-    (imports_that_point_up, broken(BATCH, "def f():\n    import service.app", "service.app")),
-    (imports_that_point_up, broken(DATABASE, "from service.batch.ledger.runs import get", BATCH)),
+    (imports_that_point_up, broken(BATCH, "from batch_system import cli", CLI)),
+    (
+        imports_that_point_up,
+        broken(BATCH, "def f():\n    import batch_system.app", "batch_system.app"),
+    ),
+    (
+        imports_that_point_up,
+        broken(DATABASE, "from batch_system.batch.ledger.runs import get", BATCH),
+    ),
     (imports_that_point_up, broken(DATABASE, "from ..batch.ledger import runs", BATCH)),
     (
         imports_that_point_up,
-        broken(BATCH, "from service.backup.making import create", "service.backup.making.create"),
+        broken(
+            BATCH,
+            "from batch_system.backup.making import create",
+            "batch_system.backup.making.create",
+        ),
     ),
     (
         imports_that_point_up,
         broken(
-            "service.settings.reading", "from service.database import get_db", "service.database"
+            "batch_system.settings.reading",
+            "from batch_system.database import get_db",
+            "batch_system.database",
         ),
     ),
-    (modules_without_a_room, broken("service.helpers", "")),
-    (modules_without_a_room, broken("service.batch.helpers", "")),
-    (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import BaseTask", "service")),
-    (imports_of_the_root_or_of_tasks, broken(BATCH, "from service import *", "service")),
-    (imports_of_the_root_or_of_tasks, broken(BATCH, "import service", "service")),
+    (modules_without_a_room, broken("batch_system.helpers", "")),
+    (modules_without_a_room, broken("batch_system.batch.helpers", "")),
+    (
+        imports_of_the_root_or_of_tasks,
+        broken(BATCH, "from batch_system import BaseTask", "batch_system"),
+    ),
+    (imports_of_the_root_or_of_tasks, broken(BATCH, "from batch_system import *", "batch_system")),
+    (imports_of_the_root_or_of_tasks, broken(BATCH, "import batch_system", "batch_system")),
     (
         imports_of_the_root_or_of_tasks,
         broken(BATCH, "from tasks.backup import BackupTask", "tasks.backup"),
     ),
     (
         cycles,
-        [Module("service.a", "from service import b"), Module("service.b", "import service.a")],
+        [
+            Module("batch_system.a", "from batch_system import b"),
+            Module("batch_system.b", "import batch_system.a"),
+        ],
     ),
     (
         cycles,
         [
-            Module("service.a", "import service.b.c"),
-            Module("service.b.c", "def f():\n from service.a import x"),
+            Module("batch_system.a", "import batch_system.b.c"),
+            Module("batch_system.b.c", "def f():\n from batch_system.a import x"),
         ],
     ),
     (
         folders_that_import_each_other,
         [
-            Module("service.a.one.x", "from service.a.two import y"),
-            Module("service.a.two.y", "def f():\n from service.a.one import z"),
-            Module("service.a.one.z", ""),
+            Module("batch_system.a.one.x", "from batch_system.a.two import y"),
+            Module("batch_system.a.two.y", "def f():\n from batch_system.a.one import z"),
+            Module("batch_system.a.one.z", ""),
         ],
     ),
     (
         folders_that_import_each_other,
         [
-            Module("service.a.x", "from service.a.inner import y"),
-            Module("service.a.inner.y", "import service.a.z"),
-            Module("service.a.z", ""),
+            Module("batch_system.a.x", "from batch_system.a.inner import y"),
+            Module("batch_system.a.inner.y", "import batch_system.a.z"),
+            Module("batch_system.a.z", ""),
         ],
     ),
     (
         imports_that_point_up,
         broken(
-            "service.operations.runs.late",
-            "from service.operations.night import results",
-            "service.operations.night.results",
+            "batch_system.operations.runs.late",
+            "from batch_system.operations.night import results",
+            "batch_system.operations.night.results",
         ),
     ),
-    (foreign_apscheduler, broken("service.server.service", "import apscheduler")),
+    (foreign_apscheduler, broken("batch_system.server.service", "import apscheduler")),
     (
         foreign_apscheduler,
-        broken("service.server.service", "from apscheduler.x import S\nS()"),
+        broken("batch_system.server.service", "from apscheduler.x import S\nS()"),
     ),
     (
         foreign_apscheduler,
-        broken("service.server.service", "from apscheduler.x import S\nclass T(S): ..."),
+        broken("batch_system.server.service", "from apscheduler.x import S\nclass T(S): ..."),
     ),
-    (foreign_libraries, broken("service.batch.firing.misfires", "from cronsim import CronSim")),
+    (
+        foreign_libraries,
+        broken("batch_system.batch.firing.misfires", "from cronsim import CronSim"),
+    ),
     (
         impure_imports,
-        broken("service.batch.firing.misfires", "from service import clock", "service.clock"),
+        broken(
+            "batch_system.batch.firing.misfires",
+            "from batch_system import clock",
+            "batch_system.clock",
+        ),
     ),
-    (impure_imports, broken("service.batch.cron.cron", "from sqlalchemy import select")),
+    (impure_imports, broken("batch_system.batch.cron.cron", "from sqlalchemy import select")),
     (clock_reads, broken(BATCH, "import time")),
     (clock_reads, broken(BATCH, "from time import monotonic")),
     (clock_reads, broken(BATCH, "datetime.now(UTC)")),
@@ -633,15 +663,15 @@ CASES: list[tuple[Rule, list[Module]]] = [
     (environment_reads, broken(BATCH, "import os\nos.environ['X']")),
     (environment_reads, broken(BATCH, "import os\nos.getenv('X')")),
     (environment_reads, broken(BATCH, "from os import environ")),
-    (environment_reads, broken("service.clock", "import os\nzone = os.environ.get('TZ')")),
+    (environment_reads, broken("batch_system.clock", "import os\nzone = os.environ.get('TZ')")),
     (long_modules, broken(BATCH, "\n" * (MOST_LINES + 1))),
     (long_functions, broken(BATCH, "def f():\n" + "    x = 1\n" * (MOST_BODY_LINES + 1))),
-    (prints, broken("service.cli.runs", "print(name)")),
+    (prints, broken("batch_system.cli.runs", "print(name)")),
     (prints, broken(BATCH, "import sys\nsys.stderr.write(name)")),
     (left_for_later, broken(BATCH, "x = 1  # TODO: better")),
     (left_for_later, broken(BATCH, '"""FIXME"""')),
-    (vague_names, broken("service.batch.utils", "")),
-    (vague_names, broken("service.core.runs", "")),
+    (vague_names, broken("batch_system.batch.utils", "")),
+    (vague_names, broken("batch_system.core.runs", "")),
 ]
 
 RULES = [*dict.fromkeys(rule for rule, _ in CASES), broad_excepts]
@@ -662,52 +692,61 @@ def test_a_module_that_breaks_a_rule_is_found(rule: Rule, modules: list[Module])
     ["except Exception: pass", "except (ValueError, BaseException): pass", "except: pass"],
 )
 def test_a_broad_except_in_a_new_place_is_found(handler: str) -> None:
-    found = broad_excepts([Module("service.batch.ledger.schedules", f"try: ...\n{handler}")])
-    assert "service.batch.ledger.schedules: 1, allowed 0" in found
+    found = broad_excepts([Module("batch_system.batch.ledger.schedules", f"try: ...\n{handler}")])
+    assert "batch_system.batch.ledger.schedules: 1, allowed 0" in found
 
 
 def test_a_suppress_of_everything_counts_as_a_broad_except() -> None:
     found = broad_excepts(
-        [Module("service.batch.ledger.schedules", "with contextlib.suppress(Exception): ...")]
+        [Module("batch_system.batch.ledger.schedules", "with contextlib.suppress(Exception): ...")]
     )
-    assert "service.batch.ledger.schedules: 1, allowed 0" in found
+    assert "batch_system.batch.ledger.schedules: 1, allowed 0" in found
 
 
 def test_one_broad_except_more_in_an_allowed_place_is_found_and_one_less_too() -> None:
-    two = Module("service.concurrency.thread_pool", "try: ...\nexcept Exception: ...\n" * 2)
-    assert "service.concurrency.thread_pool: 2, allowed 1" in broad_excepts([two])
-    assert "service.concurrency.thread_pool: 0, allowed 1" in broad_excepts(
-        [Module("service.concurrency.thread_pool", "")]
+    two = Module("batch_system.concurrency.thread_pool", "try: ...\nexcept Exception: ...\n" * 2)
+    assert "batch_system.concurrency.thread_pool: 2, allowed 1" in broad_excepts([two])
+    assert "batch_system.concurrency.thread_pool: 0, allowed 1" in broad_excepts(
+        [Module("batch_system.concurrency.thread_pool", "")]
     )
 
 
 def test_an_error_that_is_raised_again_was_not_caught() -> None:
     module = Module(
-        "service.batch.ledger.schedules", "try: ...\nexcept BaseException:\n    close()\n    raise"
+        "batch_system.batch.ledger.schedules",
+        "try: ...\nexcept BaseException:\n    close()\n    raise",
     )
     assert not any(found.startswith(module.name) for found in broad_excepts([module]))
 
 
 ALLOWED: list[tuple[Rule, list[Module]]] = [
-    (imports_that_point_up, broken(CLI, "from service.batch.ledger import runs", BATCH)),
+    (imports_that_point_up, broken(CLI, "from batch_system.batch.ledger import runs", BATCH)),
     (
         imports_that_point_up,
-        broken(BATCH, "from service import clock, logs", "service.clock", "service.logs"),
+        broken(
+            BATCH, "from batch_system import clock, logs", "batch_system.clock", "batch_system.logs"
+        ),
     ),
-    (imports_that_point_up, broken("service.logs", "from service import clock", "service.clock")),
+    (
+        imports_that_point_up,
+        broken("batch_system.logs", "from batch_system import clock", "batch_system.clock"),
+    ),
     (
         imports_of_the_root_or_of_tasks,
-        broken(BATCH, "from service import clock", "service", "service.clock"),
+        broken(BATCH, "from batch_system import clock", "batch_system", "batch_system.clock"),
     ),
-    (cycles, broken(BATCH, "from service import clock", "service.clock")),
+    (cycles, broken(BATCH, "from batch_system import clock", "batch_system.clock")),
     (
         foreign_apscheduler,
         broken(
-            "service.server.service",
+            "batch_system.server.service",
             "from apscheduler.x import S\ndef f(s: S) -> S | None: ...",
         ),
     ),
-    (clock_reads, broken(BATCH, "from service import clock\nclock.now()", "service.clock")),
+    (
+        clock_reads,
+        broken(BATCH, "from batch_system import clock\nclock.now()", "batch_system.clock"),
+    ),
     (clock_reads, broken(BATCH, "from datetime import time\nwall.time()")),
     (environment_reads, broken(BATCH, "import os\nos.getpid()")),
     (
@@ -732,13 +771,13 @@ def wide_lines(name: str, text: str) -> list[str]:
 
 
 def test_a_line_of_a_template_can_be_read_without_scrolling() -> None:
-    templates = sorted((ROOT / "service/pages/templates").glob("*.html"))
+    templates = sorted((ROOT / "batch_system/pages/templates").glob("*.html"))
     assert len(templates) > 20
     assert [each for path in templates for each in wide_lines(path.name, path.read_text())] == []
     assert wide_lines("a.html", "x" * 161) == ["a.html:1 has 161 columns"]
 
 
-@pytest.mark.parametrize("code", ["import service", "import service.cli"])
+@pytest.mark.parametrize("code", ["import batch_system", "import batch_system.cli"])
 def test_a_bare_import_and_the_help_load_nothing_heavy(code: str) -> None:
     heavy = {
         "alembic",
@@ -764,7 +803,7 @@ HEAVY = (
 
 
 def test_what_a_file_of_tasks_imports_loads_no_library_that_only_the_service_needs() -> None:
-    code = "from service import BaseTask, get_db, get_logger; import sys; print(*sys.modules)"
+    code = "from batch_system import BaseTask, get_db, get_logger; import sys; print(*sys.modules)"
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
@@ -774,7 +813,7 @@ def test_what_a_file_of_tasks_imports_loads_no_library_that_only_the_service_nee
 LISTS = """
 import sys
 from contextlib import suppress
-from service.cli import main
+from batch_system.cli import main
 sys.argv = ["batch", "runs"]
 with suppress(SystemExit):
     main()
@@ -803,7 +842,7 @@ def test_a_command_that_lists_loads_neither_migrations_nor_the_parts_of_a_servic
 
 
 def test_the_root_package_names_what_type_checkers_see() -> None:
-    text = (ROOT / "service/__init__.py").read_text()
+    text = (ROOT / "batch_system/__init__.py").read_text()
     seen = set(re.findall(r"import (\w+) as \1\b", text))
-    assert seen == set(service.__all__)
-    assert all(getattr(service, name) is not None for name in service.__all__)
+    assert seen == set(batch_system.__all__)
+    assert all(getattr(batch_system, name) is not None for name in batch_system.__all__)

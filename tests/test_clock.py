@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from service import clock
+from batch_system import clock
 
 AT = datetime(2026, 3, 29, 3, 0, tzinfo=timezone(timedelta(hours=2)))
 

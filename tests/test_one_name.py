@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from service import TaskRegistry, logs
-from service.batch.tasks.discovery import load_tasks
-from service.config import get_settings
-from service.operations.asking.context import Loaded
-from service.operations.operations import open_operations
-from service.server.service import BatchService
-from service.verbs.tasks import ListTasks
+from batch_system import TaskRegistry, logs
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.config import get_settings
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import open_operations
+from batch_system.server.service import BatchService
+from batch_system.verbs.tasks import ListTasks
 from tests.batch.ledger_world import refresh
 from tests.processes import batch
 
 TASK = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class {cls}(BaseTask):
     name, schedule = "same", "0 * * * *"

@@ -26,16 +26,16 @@ import sentry_sdk
 from sentry_sdk.integrations.logging import LoggingIntegration
 from sentry_sdk.scope import global_event_processors
 
-from service import config, logs, sentry
-from service.batch.execution.run_here import ManualRun
-from service.batch.nodes.roles import BY_HAND, Roles
-from service.config import get_settings
-from service.errors import InvalidSetting
-from service.logs.mode import mode
-from service.operations.asking.context import Loaded
-from service.operations.operations import open_operations
-from service.server.service import BatchService
-from service.verbs.runs import ShowRun
+from batch_system import config, logs, sentry
+from batch_system.batch.execution.run_here import ManualRun
+from batch_system.batch.nodes.roles import BY_HAND, Roles
+from batch_system.config import get_settings
+from batch_system.errors import InvalidSetting
+from batch_system.logs.mode import mode
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import open_operations
+from batch_system.server.service import BatchService
+from batch_system.verbs.runs import ShowRun
 from tests.processes import ROOT, SERVE, UVICORN, batch
 from tests.processes import service as running_service
 
@@ -43,7 +43,7 @@ TASKS = """
 import asyncio
 import logging
 import time
-from service import BaseTask, DomainError, Retry, current_run, get_logger
+from batch_system import BaseTask, DomainError, Retry, current_run, get_logger
 
 logger = get_logger(__name__)
 
@@ -286,13 +286,13 @@ async def test_a_failed_attempt_is_one_event_with_its_run_as_tags(
     }
     assert error_of(event) == ("ConnectionError", "the door is shut")
     assert functions_of(event)[-2:] == ["run", "connect"]
-    assert (event["level"], event["logger"]) == ("error", "service.batch")
+    assert (event["level"], event["logger"]) == ("error", "batch_system.batch")
     assert event["logentry"]["message"] == f"{name} failed: ConnectionError: the door is shut"
 
 
 SECRETIVE = """
 from sqlalchemy import text
-from service import BaseTask, get_db, get_logger
+from batch_system import BaseTask, get_db, get_logger
 
 SECRET = "topsecret" + "value"
 
@@ -515,7 +515,7 @@ def test_without_the_extra_the_setting_is_refused_with_what_to_install(tmp_path:
     assert done.returncode == 2
     assert done.stderr == (
         "batch: setting SENTRY_DSN: sending errors to Sentry needs the extra `sentry`: "
-        "pip install 'PATH_OF_THE_CLONE_OR_WHEEL[sentry]'\n"
+        "pip install 'batch-system[sentry]'\n"
     )
 
 
@@ -579,7 +579,7 @@ def test_the_lines_on_stderr_are_not_changed(tmp_path: Path, listener: Listener)
 
 
 OFTEN = """
-from service import BaseTask
+from batch_system import BaseTask
 
 
 class OftenTask(BaseTask):

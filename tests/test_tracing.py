@@ -15,8 +15,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from service.batch.ledger import tables
-from service.database.engine import Database
+from batch_system.batch.ledger import tables
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.incidents.receivers import HttpReceiver, http_receiver
 from tests.processes import ROOT, batch, service
@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 import httpx
 from sqlalchemy import text
 
-from service import BaseTask, get_db, start
+from batch_system import BaseTask, get_db, start
 
 class Caller(BaseTask):
     name, schedule = "caller", None
@@ -57,7 +57,7 @@ from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 
 SQLAlchemyInstrumentor().instrument(skip_dep_check=True)
 
-from service.app import app
+from batch_system.app import app
 """
 UVICORN = (sys.executable, "-m", "uvicorn", "traced:app", "--port", "0")
 
@@ -177,7 +177,7 @@ async def test_an_attempt_is_a_span_linked_to_who_asked_for_it(
 
 def test_the_engine_does_not_import_opentelemetry() -> None:
     imported = "[name for name in sys.modules if name.startswith('opentelemetry')]"
-    program = f"import sys, service.batch.execution.engine; print({imported})"
+    program = f"import sys, batch_system.batch.execution.engine; print({imported})"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.style import Style
 
-from service import words
-from service.batch.ledger.states import IncidentKind, RunState
-from service.operations.night.night import CHANGES
-from service.pages.frame.assets import STATIC
+from batch_system import words
+from batch_system.batch.ledger.states import IncidentKind, RunState
+from batch_system.operations.night.night import CHANGES
+from batch_system.pages.frame.assets import STATIC
 
 WITHOUT_ICON = {"service.deploy", "service.start", "settings.change", "schedule.change"}
 """Changes whose line is made by hand, with what has changed."""

@@ -137,7 +137,7 @@ def is_one_call(body: list[ast.stmt], others: set[str]) -> bool:
 
 
 TASK = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Each(BaseTask):
     name, schedule = "each", "* * * * * *"
@@ -168,9 +168,9 @@ async def walk_of_a_slot() -> Walk:
     """Follow a service for one slot, after the first ones, in which modules are imported and caches
     are filled.
     """
-    from service.batch.tasks.discovery import load_tasks
-    from service.config import get_settings
-    from service.server.service import BatchService
+    from batch_system.batch.tasks.discovery import load_tasks
+    from batch_system.config import get_settings
+    from batch_system.server.service import BatchService
 
     load_tasks(Path("tasks"))
     service = BatchService(get_settings())

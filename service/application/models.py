@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service import clock
-from service.database.types import UtcDateTime
+from batch_system import clock
+from batch_system.database.types import UtcDateTime
 
 
 class Base(DeclarativeBase):

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import CursorResult, Delete, Select, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import clock
+from batch_system import clock
 from service.application.models import Session
 
 

@@ -1,3 +1,3 @@
-"""What an author's file may import as `service.batch.base`."""
+"""BaseTask, under the name that the template documents."""
 
-from service.batch.tasks.base import BaseTask as BaseTask
+from batch_system import BaseTask as BaseTask

@@ -1,3 +1,3 @@
-"""What an author's file may import as `service.batch.registry`."""
+"""TaskRegistry, under the name that the template documents."""
 
-from service.batch.tasks.registry import TaskRegistry as TaskRegistry
+from batch_system import TaskRegistry as TaskRegistry

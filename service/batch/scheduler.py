@@ -1,5 +1,5 @@
-"""What an application may import as `service.batch.scheduler`."""
+"""The functions of the scheduler, under the names that the template documents."""
 
-from service.server.by_hand import create_scheduler as create_scheduler
-from service.server.by_hand import start_scheduler as start_scheduler
-from service.server.by_hand import stop_scheduler as stop_scheduler
+from batch_system import create_scheduler as create_scheduler
+from batch_system import start_scheduler as start_scheduler
+from batch_system import stop_scheduler as stop_scheduler

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from service.backup.making import create
-from service.config import forget_settings
+from batch_system.backup.making import create
+from batch_system.config import forget_settings
 from tests.backup.here import in_a_process as in_a_process_of_its_own
 from tests.backup.here import make_backups_here
 

@@ -19,8 +19,8 @@ from typing import Any
 import asyncpg
 from sqlalchemy import make_url
 
-from service.backup.file.format import TAR_END, Trailer, padding
-from service.backup.file.writer import Archive
+from batch_system.backup.file.format import TAR_END, Trailer, padding
+from batch_system.backup.file.writer import Archive
 
 HEADER = {
     "database": "app",

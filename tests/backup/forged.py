@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.backup.file.format import TAR_END, Trailer, padding
+from batch_system.backup.file.format import TAR_END, Trailer, padding
 
 REVISION = "shop_0001"
 """Of no migration of ours, so that no table is made by one."""

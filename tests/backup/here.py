@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.backup.making import create, worker
+from batch_system.backup.making import create, worker
 
 in_a_process = create.run_worker
 

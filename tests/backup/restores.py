@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.backup.file.format import TAR_END, Trailer, padding
-from service.backup.file.reader import Backup, LocalFile
-from service.backup.restoring.count import RestoreReport
-from service.backup.restoring.restore import restore as restore_source
+from batch_system.backup.file.format import TAR_END, Trailer, padding
+from batch_system.backup.file.reader import Backup, LocalFile
+from batch_system.backup.restoring.count import RestoreReport
+from batch_system.backup.restoring.restore import restore as restore_source
 from tests.backup.contents import connected, manifest
 
 SCHEMA = """
@@ -168,8 +168,8 @@ def rewrite(path: Path, change: Callable[[Any], None]) -> None:
 HANGING = """
 import asyncio, sys, threading
 from pathlib import Path
-from service.backup.file.reader import Backup, LocalFile
-from service.backup.restoring.restore import restore
+from batch_system.backup.file.reader import Backup, LocalFile
+from batch_system.backup.restoring.restore import restore
 
 class Hanging(LocalFile):
     def read(self, offset, length):

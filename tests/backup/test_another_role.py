@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup
-from service.backup.comparing.compare import diff
-from service.config import get_settings
-from service.database.histories import APPLICATION_HISTORIES
-from service.errors import BackupError
-from service.operations.backups.restore import RestoreRequest, check_by_restoring, restore
-from service.testing.postgres import PostgresServer
+from batch_system.backup import create_backup
+from batch_system.backup.comparing.compare import diff
+from batch_system.config import get_settings
+from batch_system.errors import BackupError
+from batch_system.operations.backups.restore import RestoreRequest, check_by_restoring, restore
+from batch_system.testing.postgres import PostgresServer
 from tests.asking import access
 from tests.backup.contents import connected, execute
 from tests.databases import migrated
+from tests.migrations import APPLICATION_HISTORIES
 
 APPLICATION, BACKUPS = "batch_application", "batch_backups_role"
 OWNERS = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"

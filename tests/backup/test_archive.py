@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from service.backup.comparing.tally import whole_rows
-from service.backup.file.format import LARGEST_JSON, PIECE_BYTES, TRAILER_BYTES
-from service.backup.file.reader import Backup, LocalFile, read_header
-from service.backup.file.writer import Archive
-from service.backup.making.create import create_backup
-from service.database.engine import Database
-from service.errors import BackupError
+from batch_system.backup.comparing.tally import whole_rows
+from batch_system.backup.file.format import LARGEST_JSON, PIECE_BYTES, TRAILER_BYTES
+from batch_system.backup.file.reader import Backup, LocalFile, read_header
+from batch_system.backup.file.writer import Archive
+from batch_system.backup.making.create import create_backup
+from batch_system.database.engine import Database
+from batch_system.errors import BackupError
 from tests.backup.contents import HEADER, gzip_members, make_archive, members
 
 TABLE: dict[str, Any] = {
@@ -190,10 +190,10 @@ async def test_a_database_whose_manifest_would_be_too_large_is_not_copied(
 ) -> None:
     """The limits are so small in this test that one page of a database is too large."""
     use_database(database_url)
-    monkeypatch.setattr("service.backup.file.writer.PIECE_BYTES", 1)
-    monkeypatch.setattr("service.backup.file.writer.MEMBER_JSON", LARGEST_JSON)
-    monkeypatch.setattr("service.backup.file.writer.Archive.add_rows", None)
-    monkeypatch.setattr("service.backup.making.from_sqlite._copy_pages", None)
+    monkeypatch.setattr("batch_system.backup.file.writer.PIECE_BYTES", 1)
+    monkeypatch.setattr("batch_system.backup.file.writer.MEMBER_JSON", LARGEST_JSON)
+    monkeypatch.setattr("batch_system.backup.file.writer.Archive.add_rows", None)
+    monkeypatch.setattr("batch_system.backup.making.from_sqlite._copy_pages", None)
     with pytest.raises(BackupError, match="larger than these backups can be"):
         await create_backup(tmp_path / "backups")
     assert list((tmp_path / "backups").iterdir()) == []

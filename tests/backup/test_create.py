@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from service import clock
-from service.backup import create_backup
-from service.backup.file.progress import BackupProgress
-from service.backup.file.reader import LocalFile
-from service.backup.file.selection import Selection
-from service.backup.file.verify import verify
-from service.backup.file.writer import Archive
-from service.backup.making import create, worker
-from service.backup.making.request import BackupRequest
-from service.concurrency.stoppable import Stop
-from service.errors import BackupError
+from batch_system import clock
+from batch_system.backup import create_backup
+from batch_system.backup.file.progress import BackupProgress
+from batch_system.backup.file.reader import LocalFile
+from batch_system.backup.file.selection import Selection
+from batch_system.backup.file.verify import verify
+from batch_system.backup.file.writer import Archive
+from batch_system.backup.making import create, worker
+from batch_system.backup.making.request import BackupRequest
+from batch_system.concurrency.stoppable import Stop
+from batch_system.errors import BackupError
 from tests.backup.contents import connected, copies, execute, is_written, make_sqlite, opened, until
 from tests.backup.here import make_backups_here
 from tests.processes import suspend
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("in_a_process")
 
 SYNC = """
 from pathlib import Path
-from service.backup import create_backup_sync
+from batch_system.backup import create_backup_sync
 
 print(create_backup_sync(Path("backups")))
 """
@@ -54,7 +54,7 @@ def workers(parent: int | None = None) -> list[int]:
     return [
         int(child)
         for child in " ".join(listed).split()
-        if "service.backup.making.worker" in command(int(child))
+        if "batch_system.backup.making.worker" in command(int(child))
     ]
 
 
@@ -373,7 +373,7 @@ def test_a_script_needs_no_event_loop(app_db: Path, tmp_path: Path) -> None:
 
 def test_the_worker_imports_no_module_of_the_service_that_it_does_not_need() -> None:
     code = (
-        "import sys, service.backup.making.worker; print(sorted({'sqlalchemy', 'starlette'} & "
+        "import sys, batch_system.backup.making.worker; print(sorted({'sqlalchemy', 'starlette'} & "
         "set(sys.modules)))"
     )
     done = subprocess.run(
@@ -387,4 +387,4 @@ def environment() -> dict[str, str]:
 
 
 def test_a_process_of_our_own_imports_the_package_from_the_folder_that_it_is_in() -> None:
-    assert (Path(create.COMMAND[-1]) / "service" / "backup").is_dir()
+    assert (Path(create.COMMAND[-1]) / "batch_system" / "backup").is_dir()

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from service.backup import create_backup
-from service.backup.comparing import postgresql_rows
-from service.backup.comparing.compare import diff
-from service.backup.comparing.differences import Difference, TableDifference
-from service.batch.ledger.tables import ledger
-from service.config import forget_settings, get_settings
-from service.errors import BackupError
+from batch_system.backup import create_backup
+from batch_system.backup.comparing import postgresql_rows
+from batch_system.backup.comparing.compare import diff
+from batch_system.backup.comparing.differences import Difference, TableDifference
+from batch_system.batch.ledger.tables import ledger
+from batch_system.config import forget_settings, get_settings
+from batch_system.errors import BackupError
 from tests.backup.contents import connected, execute, make_sqlite, until
 from tests.backup.here import make_backups_here
 from tests.docs_blocks import ROOT
@@ -312,9 +312,9 @@ async def _with_short_patience(before: str) -> Difference:
 
 MEMORY = """
 import asyncio, sys
-from service.backup.comparing import tally
-from service.backup.comparing.compare import diff
-from service.config import get_settings
+from batch_system.backup.comparing import tally
+from batch_system.backup.comparing.compare import diff
+from batch_system.config import get_settings
 
 tally.WAITING_BYTES //= 16
 tally.PREPARE = tally.PREPARE.replace("-8000", "-1000")

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.backup import create_backup
-from service.backup.comparing import sqlite_rows
-from service.backup.comparing.compare import diff
-from service.backup.comparing.differences import Difference, Side, TableDifference
-from service.backup.comparing.tally import AFTER, BEFORE
-from service.clock import now
-from service.concurrency.stoppable import Stop
-from service.config import get_settings
-from service.errors import BackupError
+from batch_system.backup import create_backup
+from batch_system.backup.comparing import sqlite_rows
+from batch_system.backup.comparing.compare import diff
+from batch_system.backup.comparing.differences import Difference, Side, TableDifference
+from batch_system.backup.comparing.tally import AFTER, BEFORE
+from batch_system.clock import now
+from batch_system.concurrency.stoppable import Stop
+from batch_system.config import get_settings
+from batch_system.errors import BackupError
 from tests.backup.here import make_backups_here
 
 SCHEMA = """

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backup.comparing import tally
-from service.backup.comparing.tally import (
+from batch_system.backup.comparing import tally
+from batch_system.backup.comparing.tally import (
     AFTER,
     BEFORE,
     Counts,
@@ -28,7 +28,7 @@ from service.backup.comparing.tally import (
     lines,
     whole_rows,
 )
-from service.concurrency.stoppable import Stop, Stopped
+from batch_system.concurrency.stoppable import Stop, Stopped
 from tests.docs_blocks import ROOT
 
 Rows = dict[tuple[int, str], str]
@@ -122,9 +122,9 @@ def test_sorting_ends_when_a_stop_is_requested() -> None:
 
 MEMORY = """
 import sys
-from service.backup.comparing import tally
-from service.backup.comparing.tally import Keyed, Pace
-from service.concurrency.stoppable import Stop
+from batch_system.backup.comparing import tally
+from batch_system.backup.comparing.tally import Keyed, Pace
+from batch_system.concurrency.stoppable import Stop
 
 tally.WAITING_BYTES //= 4
 tally.PREPARE = tally.PREPARE.replace("-8000", "-1000")

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from service import clock
-from service.backup import create_backup
-from service.batch.ledger import backups
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.config import forget_settings, get_settings
-from service.database.histories import APPLICATION_HISTORIES
-from service.errors import BackupError, DamagedBackup
-from service.testing.postgres import PostgresServer
+from batch_system import clock
+from batch_system.backup import create_backup
+from batch_system.batch.ledger import backups
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.config import forget_settings, get_settings
+from batch_system.errors import BackupError, DamagedBackup
+from batch_system.testing.postgres import PostgresServer
 from tasks.restore_drill import RestoreDrillTask
 from tests.asking import access
 from tests.backup.contents import execute
 from tests.backup.here import make_backups_here
 from tests.backup.restores import damage
 from tests.databases import migrated
+from tests.migrations import APPLICATION_HISTORIES
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from service import clock
-from service.backup import create_backup
-from service.backup.file.folder import reserve, taken_at
-from service.errors import BackupError
+from batch_system import clock
+from batch_system.backup import create_backup
+from batch_system.backup.file.folder import reserve, taken_at
+from batch_system.errors import BackupError
 from tests.backup.contents import connected, is_written, make_sqlite, manifest, until
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ NOON = datetime(2026, 3, 29, 12, 0, 0, 999_999, tzinfo=UTC)
 SEVERAL = """
 import asyncio
 from pathlib import Path
-from service.backup import create_backup
+from batch_system.backup import create_backup
 
 async def main():
     for _ in range(5):
@@ -35,8 +35,8 @@ asyncio.run(main())
 SMALL_DISK = """
 import asyncio, resource
 from pathlib import Path
-from service.backup import create_backup
-from service.errors import BackupError
+from batch_system.backup import create_backup
+from batch_system.errors import BackupError
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 try:
@@ -48,7 +48,7 @@ except BackupError as error:
 GROWTH = """
 import asyncio, resource
 from pathlib import Path
-from service.backup import create_backup
+from batch_system.backup import create_backup
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

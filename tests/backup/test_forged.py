@@ -21,23 +21,28 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from service import clock
-from service.backup.comparing.compare import diff
-from service.backup.file.reader import Backup, LocalFile
-from service.backup.file.verify import verify
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.concurrency.stoppable import Stop
-from service.config import Settings, get_settings
-from service.errors import BackupError, DamagedBackup
-from service.operations.backups.catalogue import list_backups, rescan
-from service.operations.backups.copies import download, upload
-from service.operations.backups.delete import delete_old, prune_plans
-from service.operations.backups.details import describe_backup
-from service.operations.backups.make import check
-from service.operations.backups.pins import pin, unpin
-from service.operations.backups.restore import RestoreRequest, check_by_restoring, plan_of, restore
-from service.operations.backups.results import BackupSummary
-from service.testing.postgres import PostgresServer
+from batch_system import clock
+from batch_system.backup.comparing.compare import diff
+from batch_system.backup.file.reader import Backup, LocalFile
+from batch_system.backup.file.verify import verify
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.concurrency.stoppable import Stop
+from batch_system.config import Settings, get_settings
+from batch_system.errors import BackupError, DamagedBackup
+from batch_system.operations.backups.catalogue import list_backups, rescan
+from batch_system.operations.backups.copies import download, upload
+from batch_system.operations.backups.delete import delete_old, prune_plans
+from batch_system.operations.backups.details import describe_backup
+from batch_system.operations.backups.make import check
+from batch_system.operations.backups.pins import pin, unpin
+from batch_system.operations.backups.restore import (
+    RestoreRequest,
+    check_by_restoring,
+    plan_of,
+    restore,
+)
+from batch_system.operations.backups.results import BackupSummary
+from batch_system.testing.postgres import PostgresServer
 from tests.asking import access
 from tests.backup import forged
 from tests.backup.contents import execute
@@ -375,7 +380,7 @@ def test_an_invalid_file_name_is_refused_with_the_reason(world: World, batch: Ba
 
 CHILD = """
 import ctypes, gc, json, re, sys
-from service import cli, config
+from batch_system import cli, config
 for words in json.loads(sys.stdin.read()):
     sys.argv = ["batch", "backup", *words]
     config.forget_settings()

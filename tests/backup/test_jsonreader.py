@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backup.file import json_reader
-from service.backup.file.json_reader import JsonReader
+from batch_system.backup.file import json_reader
+from batch_system.backup.file.json_reader import JsonReader
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backup.file.reader import SavedTable
-from service.backup.restoring import loading
-from service.backup.restoring.loading import _ValueSizes
-from service.errors import BackupError
+from batch_system.backup.file.reader import SavedTable
+from batch_system.backup.restoring import loading
+from batch_system.backup.restoring.loading import _ValueSizes
+from batch_system.errors import BackupError
 
 TABLE = SavedTable("public", "t", ("a", "b"), ("bigint", "character varying(255)"), (), 0, 0)
 ROWS = st.lists(st.tuples(st.integers(0, 15), st.integers(0, 15)), min_size=1, max_size=4)

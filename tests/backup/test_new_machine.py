@@ -11,25 +11,25 @@ from pathlib import Path
 import pytest
 from sqlalchemy import bindparam, text
 
-from service import clock
-from service.backup.file.verify import verify
-from service.backup.places.pins import Pin, read
-from service.backup.places.place import Places, backups
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.concurrency.stoppable import Stop
-from service.config import get_settings
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.types import UtcDateTime
-from service.errors import DamagedBackup
-from service.operations.backups.make import check
-from service.operations.backups.pins import pin
-from service.operations.backups.restore import RestoreRequest, restore
-from service.testing.postgres import PostgresServer
+from batch_system import clock
+from batch_system.backup.file.verify import verify
+from batch_system.backup.places.pins import Pin, read
+from batch_system.backup.places.place import Places, backups
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.concurrency.stoppable import Stop
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.database.types import UtcDateTime
+from batch_system.errors import DamagedBackup
+from batch_system.operations.backups.make import check
+from batch_system.operations.backups.pins import pin
+from batch_system.operations.backups.restore import RestoreRequest, restore
+from batch_system.testing.postgres import PostgresServer
 from tasks.backup import BackupTask
 from tests.asking import access
 from tests.backup.s3 import Bucket, bucket, s3_server
 from tests.databases import migrated, url_of
+from tests.migrations import APPLICATION_HISTORIES
 
 __all__ = ["bucket", "s3_server"]
 

@@ -14,18 +14,17 @@ from typing import Any
 
 import pytest
 
-from service.backup import create_backup
-from service.backup.file.reader import LocalFile
-from service.backup.restoring.restore import planned
-from service.backup.restoring.scratch import restore_into_scratch
-from service.backup.sqlite.new_file import NewFile
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.config import forget_settings
-from service.database.histories import APPLICATION_HISTORIES
-from service.errors import BackupError, DamagedBackup
+from batch_system.backup import create_backup
+from batch_system.backup.file.reader import LocalFile
+from batch_system.backup.restoring.restore import planned
+from batch_system.backup.restoring.scratch import restore_into_scratch
+from batch_system.backup.sqlite.new_file import NewFile
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.config import forget_settings
+from batch_system.errors import BackupError, DamagedBackup
 from tests.backup.restores import restored
 from tests.databases import migrated, url_of
-from tests.migrations import add_migration
+from tests.migrations import APPLICATION_HISTORIES, add_migration
 
 HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
 SCHEMA = """

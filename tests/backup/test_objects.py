@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from service.backup.file.reader import LocalFile
-from service.backup.places import s3
-from service.backup.places.place import nothing
-from service.backup.places.s3 import Objects
-from service.concurrency.stoppable import Stop, Stopped
-from service.errors import BackupError
+from batch_system.backup.file.reader import LocalFile
+from batch_system.backup.places import s3
+from batch_system.backup.places.place import nothing
+from batch_system.backup.places.s3 import Objects
+from batch_system.concurrency.stoppable import Stop, Stopped
+from batch_system.errors import BackupError
 from tests.backup.s3 import SECRET, Bucket, bucket, keys, network, refusing, s3_server
 
 __all__ = ["bucket", "s3_server"]
@@ -144,9 +144,9 @@ UPLOAD = """
 import os
 import sys
 from pathlib import Path
-from service.backup.places import s3
-from service.backup.file.reader import LocalFile
-from service.concurrency.stoppable import Stop
+from batch_system.backup.places import s3
+from batch_system.backup.file.reader import LocalFile
+from batch_system.concurrency.stoppable import Stop
 s3.PART_BYTES = 5 * 1024 * 1024
 
 def tell(done):

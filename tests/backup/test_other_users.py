@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from service import clock
-from service.backup import create_backup_sync
-from service.backup.file.reader import LocalFile
-from service.backup.file.verify import verify
-from service.backup.places.place import Folder, nothing
-from service.backup.restoring.scratch import restore_into_scratch
-from service.concurrency.stoppable import Stop
+from batch_system import clock
+from batch_system.backup import create_backup_sync
+from batch_system.backup.file.reader import LocalFile
+from batch_system.backup.file.verify import verify
+from batch_system.backup.places.place import Folder, nothing
+from batch_system.backup.restoring.scratch import restore_into_scratch
+from batch_system.concurrency.stoppable import Stop
 from tests.backup.contents import make_sqlite
 from tests.users import ARE_TWO, OTHER, OWN, WHO, shared_folder, user
 

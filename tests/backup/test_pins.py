@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from service import clock
-from service.backup.places import pins
-from service.backup.places.pins import Pin
-from service.backup.places.place import FOLDER, Folder, Places
-from service.backup.places.s3 import Objects
-from service.batch.ledger import backups
-from service.config import forget_settings, get_settings
-from service.errors import BackupError, DatabaseError
-from service.operations.backups.copies import download, upload
-from service.operations.backups.delete import delete_old, prune_plans
-from service.operations.backups.details import describe_backup
-from service.operations.backups.pins import PinChange, pin, unpin
+from batch_system import clock
+from batch_system.backup.places import pins
+from batch_system.backup.places.pins import Pin
+from batch_system.backup.places.place import FOLDER, Folder, Places
+from batch_system.backup.places.s3 import Objects
+from batch_system.batch.ledger import backups
+from batch_system.config import forget_settings, get_settings
+from batch_system.errors import BackupError, DatabaseError
+from batch_system.operations.backups.copies import download, upload
+from batch_system.operations.backups.delete import delete_old, prune_plans
+from batch_system.operations.backups.details import describe_backup
+from batch_system.operations.backups.pins import PinChange, pin, unpin
 from tests.asking import access
 from tests.backup.contents import HEADER, forge, make_archive
 from tests.backup.s3 import Bucket, bucket, refusing, s3_server

@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 
-from service.backup.file.format import DATABASE, PIECE_BYTES
-from service.backup.file.reader import LocalFile
-from service.backup.file.writer import Archive
-from service.backup.restoring.scratch import restore_into_scratch
-from service.backup.sqlite import plain_file
-from service.backup.sqlite import tables as sqlite_tables
-from service.backup.sqlite.plain_file import guard, workplace
-from service.errors import BackupError, DamagedBackup
+from batch_system.backup.file.format import DATABASE, PIECE_BYTES
+from batch_system.backup.file.reader import LocalFile
+from batch_system.backup.file.writer import Archive
+from batch_system.backup.restoring.scratch import restore_into_scratch
+from batch_system.backup.sqlite import plain_file
+from batch_system.backup.sqlite import tables as sqlite_tables
+from batch_system.backup.sqlite.plain_file import guard, workplace
+from batch_system.errors import BackupError, DamagedBackup
 from tests.backup.contents import HEADER
 from tests.backup.restores import restored
 from tests.databases import url_of
@@ -303,9 +303,9 @@ async def test_a_schema_that_takes_too_much_memory_is_refused_before_sqlite_read
 PEAK = """
 import asyncio, re, sys
 from pathlib import Path
-from service.backup.file.reader import LocalFile
-from service.backup.restoring.restore import restore
-from service.errors import BackupError
+from batch_system.backup.file.reader import LocalFile
+from batch_system.backup.restoring.restore import restore
+from batch_system.errors import BackupError
 
 async def main():
     with LocalFile(Path(sys.argv[1])) as source:

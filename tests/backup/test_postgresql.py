@@ -11,13 +11,13 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup
-from service.backup.file.progress import BackupProgress
-from service.backup.file.reader import Backup, LocalFile, read_header
-from service.backup.file.verify import verify
-from service.backup.postgresql import unloading
-from service.concurrency.stoppable import Stop
-from service.database.companions import companions
+from batch_system.backup import create_backup
+from batch_system.backup.file.progress import BackupProgress
+from batch_system.backup.file.reader import Backup, LocalFile, read_header
+from batch_system.backup.file.verify import verify
+from batch_system.backup.postgresql import unloading
+from batch_system.concurrency.stoppable import Stop
+from batch_system.database.companions import companions
 from tests.backup.contents import connected, copies, execute, manifest, members, restore, until
 from tests.backup.restores import restored
 

@@ -8,11 +8,11 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup
-from service.backup.file.selection import Selection
-from service.backup.postgresql import snapshot
-from service.database.urls import connect_arguments
-from service.errors import BackupError
+from batch_system.backup import create_backup
+from batch_system.backup.file.selection import Selection
+from batch_system.backup.postgresql import snapshot
+from batch_system.database.urls import connect_arguments
+from batch_system.errors import BackupError
 from tests.backup.contents import connected, copies, execute, manifest, until
 
 

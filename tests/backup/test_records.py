@@ -10,14 +10,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.backup.places.place import FOLDER
-from service.batch.ledger import backups
-from service.batch.ledger.backups import CHECKSUMS, RESTORED, Facts, Row
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.tables import new_id
-from service.config import forget_settings, get_settings
-from service.database.engine import Database
-from service.errors import DatabaseError
+from batch_system.backup.places.place import FOLDER
+from batch_system.batch.ledger import backups
+from batch_system.batch.ledger.backups import CHECKSUMS, RESTORED, Facts, Row
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.tables import new_id
+from batch_system.config import forget_settings, get_settings
+from batch_system.database.engine import Database
+from batch_system.errors import DatabaseError
 from tests.asking import access
 from tests.databases import migrated
 from tests.migrations import add_migration

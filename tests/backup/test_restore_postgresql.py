@@ -10,17 +10,17 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup
-from service.backup.file.reader import LocalFile
-from service.backup.postgresql import server
-from service.backup.restoring import restore_postgresql
-from service.backup.restoring.count import TableCounts
-from service.backup.restoring.loading import load
-from service.backup.restoring.restore import planned
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.config import forget_settings
-from service.errors import BackupError
-from service.testing.postgres import PostgresServer
+from batch_system.backup import create_backup
+from batch_system.backup.file.reader import LocalFile
+from batch_system.backup.postgresql import server
+from batch_system.backup.restoring import restore_postgresql
+from batch_system.backup.restoring.count import TableCounts
+from batch_system.backup.restoring.loading import load
+from batch_system.backup.restoring.restore import planned
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.config import forget_settings
+from batch_system.errors import BackupError
+from batch_system.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, until
 from tests.backup.here import make_backups_here
 from tests.backup.restores import (

@@ -14,19 +14,18 @@ from typing import Any
 
 import pytest
 
-from service.backup import create_backup
-from service.backup.file.reader import Backup, LocalFile
-from service.backup.restoring.count import TableCounts
-from service.backup.restoring.restore import planned
-from service.backup.sqlite import plain_file
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.config import forget_settings
-from service.database.histories import APPLICATION_HISTORIES
-from service.errors import BackupError
+from batch_system.backup import create_backup
+from batch_system.backup.file.reader import Backup, LocalFile
+from batch_system.backup.restoring.count import TableCounts
+from batch_system.backup.restoring.restore import planned
+from batch_system.backup.sqlite import plain_file
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.config import forget_settings
+from batch_system.errors import BackupError
 from tests.backup.here import make_backups_here
 from tests.backup.restores import damage, killed_in_the_middle, restored
 from tests.databases import migrated, url_of
-from tests.migrations import add_migration
+from tests.migrations import APPLICATION_HISTORIES, add_migration
 
 SCHEMA = """
 PRAGMA journal_mode = WAL;
@@ -145,9 +144,9 @@ async def test_a_dry_run_changes_nothing(app_db: Path, url: str, backup: Path) -
 KILLED = """
 import asyncio, sys, threading
 from pathlib import Path
-from service.backup.restoring import restore_sqlite
-from service.backup.file.reader import LocalFile
-from service.backup.restoring.restore import restore
+from batch_system.backup.restoring import restore_sqlite
+from batch_system.backup.file.reader import LocalFile
+from batch_system.backup.restoring.restore import restore
 
 async def last_check():
     print("in the middle", flush=True)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.backup.places.retention import Candidate, Decision, Rules, decide
+from batch_system.backup.places.retention import Candidate, Decision, Rules, decide
 
 NOW = datetime(2026, 3, 29, 12, 0, 0, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from service.backup import create_backup
-from service.backup.file.reader import Backup, LocalFile
-from service.backup.restoring.count import RestoreReport, TableCounts
-from service.backup.restoring.scratch import restore_into_scratch
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import History
-from service.errors import BackupError, DamagedBackup
-from service.operations.backups.restore import HISTORIES
-from service.testing.postgres import PostgresServer
+from batch_system.backup import create_backup
+from batch_system.backup.file.reader import Backup, LocalFile
+from batch_system.backup.restoring.count import RestoreReport, TableCounts
+from batch_system.backup.restoring.scratch import restore_into_scratch
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.database.migrate import History
+from batch_system.errors import BackupError, DamagedBackup
+from batch_system.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, make_sqlite, manifest, until
 from tests.backup.here import make_backups_here
 from tests.backup.restores import (
@@ -35,13 +33,15 @@ from tests.backup.restores import (
     rewrite,
 )
 from tests.databases import migrated
-from tests.migrations import add_migration
+from tests.migrations import APPLICATION_HISTORIES, add_migration
 
 SESSIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'batch/restore' "
     "AND datname = current_database()"
 )
 SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'batch%'"
+
+HISTORIES = (*APPLICATION_HISTORIES, LEDGER_HISTORY)
 
 
 @pytest.fixture
@@ -312,8 +312,8 @@ async def test_a_cancel_in_the_middle_ends_the_servers_work_too(
 async def test_kill_9_in_the_middle_leaves_nothing(database: str, backup: Path) -> None:
     before = await everything(database)
     names = (
-        "service.backup.restoring.restore import restore",
-        "service.backup.restoring.scratch import restore_into_scratch as restore",
+        "batch_system.backup.restoring.restore import restore",
+        "batch_system.backup.restoring.scratch import restore_into_scratch as restore",
     )
     await killed_in_the_middle(backup, database, HANGING.replace(*names))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from service.backup.postgresql.server import cause_of
+from batch_system.backup.postgresql.server import cause_of
 from tests.backup.contents import connected
 
 TABLES = """

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from service import clock
-from service.backup import create_backup
-from service.backup.file import selection
-from service.backup.file.progress import BackupMeter, BackupProgress
-from service.backup.file.reader import Backup, LocalFile, read_header
-from service.backup.file.selection import Selection
-from service.backup.file.writer import Archive
-from service.backup.making import from_sqlite as sqlite
-from service.backup.making.request import BackupRequest
-from service.batch.ledger.tables import ledger
-from service.concurrency.stoppable import Stop
-from service.database.our_tables import LEDGER_TABLES
-from service.errors import BackupError
+from batch_system import clock
+from batch_system.backup import create_backup
+from batch_system.backup.file import selection
+from batch_system.backup.file.progress import BackupMeter, BackupProgress
+from batch_system.backup.file.reader import Backup, LocalFile, read_header
+from batch_system.backup.file.selection import Selection
+from batch_system.backup.file.writer import Archive
+from batch_system.backup.making import from_sqlite as sqlite
+from batch_system.backup.making.request import BackupRequest
+from batch_system.batch.ledger.tables import ledger
+from batch_system.concurrency.stoppable import Stop
+from batch_system.database.our_tables import LEDGER_TABLES
+from batch_system.errors import BackupError
 from tests.backup.contents import make_sqlite, manifest, members, opened
 
 

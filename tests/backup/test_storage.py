@@ -15,13 +15,13 @@ from urllib.parse import unquote
 
 import pytest
 
-from service import clock
-from service.backup.file.folder import NAME as OURS
-from service.backup.file.reader import Backup, LocalFile
-from service.backup.places.place import Folder, Places, backups, find, nothing
-from service.concurrency.stoppable import Stop, Stopped
-from service.config import forget_settings, get_settings
-from service.errors import BackupError, InvalidSetting
+from batch_system import clock
+from batch_system.backup.file.folder import NAME as OURS
+from batch_system.backup.file.reader import Backup, LocalFile
+from batch_system.backup.places.place import Folder, Places, backups, find, nothing
+from batch_system.concurrency.stoppable import Stop, Stopped
+from batch_system.config import forget_settings, get_settings
+from batch_system.errors import BackupError, InvalidSetting
 from tests.backup.contents import make_archive
 from tests.backup.s3 import Bucket, bucket, refusing, s3_server
 
@@ -213,11 +213,11 @@ def test_without_the_library_the_extra_is_named(
 ) -> None:
     monkeypatch.setenv("BACKUP_URL", "s3://bucket/prefix")
     for name in [name for name in sys.modules if name.startswith("obstore")] + [
-        "service.backup.places.s3"
+        "batch_system.backup.places.s3"
     ]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
-    assert refused(FAR).endswith("pip install 'PATH_OF_THE_CLONE_OR_WHEEL[s3]'")
+    assert refused(FAR).endswith("pip install 'batch-system[s3]'")
     assert found(NEW) == f"backups/{NEW}"
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from service import clock
-from service.backup import create_backup
-from service.backup.places.s3 import Objects
-from service.config import forget_settings, get_settings
-from service.errors import BackupError
+from batch_system import clock
+from batch_system.backup import create_backup
+from batch_system.backup.places.s3 import Objects
+from batch_system.config import forget_settings, get_settings
+from batch_system.errors import BackupError
 from tasks.backup import BackupTask
 from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
@@ -178,7 +178,7 @@ async def test_a_backup_that_has_failed_its_check_deletes_nothing(
             file.truncate(path.stat().st_size - 1)
         return path
 
-    monkeypatch.setattr("service.operations.backups.make.create_backup", damaged)
+    monkeypatch.setattr("batch_system.operations.backups.make.create_backup", damaged)
     with (
         clock.moved(NOW),
         pytest.raises(BackupError, match=r"backups/backup_20260329_120000.* is damaged"),
@@ -207,11 +207,11 @@ def test_the_task_runs_by_hand_in_a_plain_interpreter(app_db: Path, tmp_path: Pa
 PRUNE = """
 import asyncio, os, signal
 from pathlib import Path
-from service.backup.places.place import Folder
-from service.config import get_settings
-from service.operations.asking.context import Loaded
-from service.operations.backups.backups import Backups
-from service.operations.operations import open_operations
+from batch_system.backup.places.place import Folder
+from batch_system.config import get_settings
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.backups.backups import Backups
+from batch_system.operations.operations import open_operations
 
 left = 3
 

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from service.backup.file.format import TRAILER_BYTES, Trailer
-from service.backup.file.reader import Backup, LocalFile, read_header
-from service.backup.file.verify import Verified, verify
-from service.concurrency.stoppable import Stop, Stopped
-from service.errors import BackupError
+from batch_system.backup.file.format import TRAILER_BYTES, Trailer
+from batch_system.backup.file.reader import Backup, LocalFile, read_header
+from batch_system.backup.file.verify import Verified, verify
+from batch_system.concurrency.stoppable import Stop, Stopped
+from batch_system.errors import BackupError
 from tests.backup.contents import HEADER, forge, gzip_members, make_archive
 
 EXAMPLES = int(os.environ.get("BACKUP_EXAMPLES", "100"))

@@ -7,12 +7,12 @@ import threading
 from datetime import UTC, datetime
 from typing import Any
 
-from service import BaseTask, TaskRegistry
-from service.batch.execution.attempt import Attempt
-from service.batch.execution.ending import Ending
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import Origin
-from service.concurrency.thread_pool import ThreadPool
+from batch_system import BaseTask, TaskRegistry
+from batch_system.batch.execution.attempt import Attempt
+from batch_system.batch.execution.ending import Ending
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.states import Origin
+from batch_system.concurrency.thread_pool import ThreadPool
 
 SECONDS = 5.0
 SLOT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)

@@ -14,9 +14,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger.tables import new_id
-from service.batch.ledger.wakes import catalog_changed
-from service.database.engine import Database
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.ledger.wakes import catalog_changed
+from batch_system.database.engine import Database
 
 KINDS = ("over", "theirs", "paused", "later")
 OF_A_KIND = 10

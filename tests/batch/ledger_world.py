@@ -11,22 +11,22 @@ from typing import Any
 
 from sqlalchemy import Table, select, text
 
-from service import BaseTask, TaskRegistry, clock, current_run
-from service.batch.context.current_run import state_of
-from service.batch.context.lease import Lease
-from service.batch.execution.engine import LocalEngine
-from service.batch.firing import apscheduler, firing, task_sync
-from service.batch.firing.apscheduler import Notify
-from service.batch.firing.firing import Fired
-from service.batch.firing.schedule_sync import ScheduleSync
-from service.batch.ledger import database_time, nodes
-from service.batch.ledger.tables import new_id, runs
-from service.batch.nodes.heartbeat import Heartbeat
-from service.batch.nodes.new_tasks import NewTasks
-from service.batch.queue.capacity import Capacity
-from service.batch.tasks.live_reload import TasksFolder
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import BaseTask, TaskRegistry, clock, current_run
+from batch_system.batch.context.current_run import state_of
+from batch_system.batch.context.lease import Lease
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.firing import apscheduler, firing, task_sync
+from batch_system.batch.firing.apscheduler import Notify
+from batch_system.batch.firing.firing import Fired
+from batch_system.batch.firing.schedule_sync import ScheduleSync
+from batch_system.batch.ledger import database_time, nodes
+from batch_system.batch.ledger.tables import new_id, runs
+from batch_system.batch.nodes.heartbeat import Heartbeat
+from batch_system.batch.nodes.new_tasks import NewTasks
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.tasks.live_reload import TasksFolder
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 
 NODE = new_id()
 

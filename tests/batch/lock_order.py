@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, event
 
-from service.database.engine import Database
+from batch_system.database.engine import Database
 
 ORDER = ("batch_tasks", "batch_schedules", "batch_runs", "batch_incidents")
 WRITES = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) (batch_\w+)")

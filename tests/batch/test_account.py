@@ -14,18 +14,18 @@ import pytest
 from sqlalchemy import delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.account import account as account_module
-from service.batch.account.account import Account, AccountedSlot, accounts
-from service.batch.account.slots import Kind
-from service.batch.cron.cron import Schedule
-from service.batch.firing import task_sync
-from service.batch.ledger import tables
-from service.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
-from service.batch.queue.capacity import Capacity
-from service.batch.tasks.declaration import MISSED, Missed
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.account import account as account_module
+from batch_system.batch.account.account import Account, AccountedSlot, accounts
+from batch_system.batch.account.slots import Kind
+from batch_system.batch.cron.cron import Schedule
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.tasks.declaration import MISSED, Missed
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, refresh, rows, schedule_sync_of
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service.batch.account.account import Account, accounts
-from service.batch.account.slots import Kind
-from service.batch.firing import backfill, task_sync
-from service.batch.firing.backfill import Backfill, Interval, SlotAction, SlotDecision
-from service.batch.ledger import tables
-from service.batch.ledger.states import Rank
-from service.batch.queue.enqueue import Startable
-from service.batch.tasks.declaration import Missed
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
-from service.errors import InvalidParameters
+from batch_system.batch.account.account import Account, accounts
+from batch_system.batch.account.slots import Kind
+from batch_system.batch.firing import backfill, task_sync
+from batch_system.batch.firing.backfill import Backfill, Interval, SlotAction, SlotDecision
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.states import Rank
+from batch_system.batch.queue.enqueue import Startable
+from batch_system.batch.tasks.declaration import Missed
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidParameters
 from tests.batch.ledger_world import fire, know, make_task, rows
 
 HOUR = timedelta(hours=1)
@@ -143,7 +143,7 @@ async def test_a_dry_run_lists_the_slots_and_changes_nothing(ledger: Database) -
 async def test_future_slots_are_left_out(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await known(ledger)
     monkeypatch.setattr(
-        "service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW)
+        "batch_system.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW)
     )
     wanted = await interval(ledger, NOW - HOUR, NOW + 24 * HOUR)
     assert list(wanted.slots()) == [NOW - HOUR / 2]
@@ -158,7 +158,7 @@ async def test_a_slot_that_a_service_may_still_fire_on_time_is_left_out(
     """
     task = await known(ledger, schedule="0,30 * * * * *")
     monkeypatch.setattr(
-        "service.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW)
+        "batch_system.batch.ledger.database_time.now_of", lambda _: asyncio.sleep(0, NOW)
     )
     late = [NOW - timedelta(seconds=s) for s in (90, 60, 30, 0)]
     assert list((await interval(ledger, late[0], NOW)).slots()) == late[:2]

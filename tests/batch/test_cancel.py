@@ -14,22 +14,22 @@ import pytest
 from sqlalchemy import insert as insert_into
 from sqlalchemy import update
 
-from service import Retry, clock, current_run
-from service.batch.execution import attempt as runner
-from service.batch.ledger import tables, transitions
-from service.batch.ledger.states import FINAL, Origin, Rank, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import ledger_poll
-from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.queue import cancel
-from service.batch.queue import retry as again
-from service.batch.queue.cancel import StopRequest
-from service.batch.queue.retry import retry
-from service.batch.tasks.registry import Task
-from service.database import companions
-from service.database.engine import Database
-from service.errors import InvalidParameters, UnknownRun
-from service.testing.engine import DrivenEngine
+from batch_system import Retry, clock, current_run
+from batch_system.batch.execution import attempt as runner
+from batch_system.batch.ledger import tables, transitions
+from batch_system.batch.ledger.states import FINAL, Origin, Rank, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import ledger_poll
+from batch_system.batch.nodes.ledger_poll import LedgerChanges
+from batch_system.batch.queue import cancel
+from batch_system.batch.queue import retry as again
+from batch_system.batch.queue.cancel import StopRequest
+from batch_system.batch.queue.retry import retry
+from batch_system.batch.tasks.registry import Task
+from batch_system.database import companions
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidParameters, UnknownRun
+from batch_system.testing.engine import DrivenEngine
 from tests.batch.ledger_world import NODE, fire, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import NOW, claim, ending, finish, insert, new
 

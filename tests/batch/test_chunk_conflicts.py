@@ -17,11 +17,11 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from service import Skip, get_db
-from service.batch.context.once import once
-from service.database.engine import Database
-from service.database.session import application_database
-from service.errors import LeaseLost
+from batch_system import Skip, get_db
+from batch_system.batch.context.once import once
+from batch_system.database.engine import Database
+from batch_system.database.session import application_database
+from batch_system.errors import LeaseLost
 from tests.batch.ledger_world import until
 from tests.batch.test_chunks import Attempt, Item, see, seen, task, world
 from tests.batch.test_items import aside, make

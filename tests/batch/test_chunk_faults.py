@@ -16,7 +16,7 @@ from contextlib import ExitStack
 import pytest
 from sqlalchemy import make_url
 
-from service.testing.postgres import PostgresServer
+from batch_system.testing.postgres import PostgresServer
 from tests.batch.test_chunk_processes import ITEMS, KILLS, SEED, SIZE, World, world
 from tests.faults.network import Proxy, proxy_before
 from tests.processes import SERVE, Service, is_stopped, process, service

@@ -14,22 +14,22 @@ from sqlalchemy import event, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import get_db
-from service.application.models import User
-from service.batch.chunks import checkpoints
-from service.batch.chunks.checkpoints import LoopPosition, Overtaken
-from service.batch.context import fencing
-from service.database.companions import checkpoints as table
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import migrate
-from service.database.session import (
+from batch_system import get_db
+from batch_system.batch.chunks import checkpoints
+from batch_system.batch.chunks.checkpoints import LoopPosition, Overtaken
+from batch_system.batch.context import fencing
+from batch_system.database.companions import checkpoints as table
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.database.session import (
     application_database,
     leave_application_database,
     use_application_database,
 )
-from service.errors import LeaseLost
+from batch_system.errors import LeaseLost
+from service.application.models import User
 from tests.batch.test_chunks import Attempt, task
+from tests.migrations import APPLICATION_HISTORIES
 
 NAME = "chunks:1"
 

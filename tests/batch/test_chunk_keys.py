@@ -47,11 +47,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.batch.context import fencing
-from service.database.engine import Database
-from service.database.session import use_application_database
-from service.database.types import UtcDateTime
-from service.errors import ChunkError
+from batch_system.batch.context import fencing
+from batch_system.database.engine import Database
+from batch_system.database.session import use_application_database
+from batch_system.database.types import UtcDateTime
+from batch_system.errors import ChunkError
 from tests.batch.test_chunks import Attempt, task
 
 EXAMPLES = int(os.environ.get("CHUNK_EXAMPLES", "0"))

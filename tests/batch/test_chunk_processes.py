@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import migrate
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
 from tests.batch.ledger_world import rows
+from tests.migrations import APPLICATION_HISTORIES
 from tests.processes import SERVE, Service, batch, process, service
 
 ITEMS = 50_000
@@ -44,8 +44,8 @@ TASKS = """
 import os, random, signal, threading, time
 from sqlalchemy import event, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from service import BaseTask, Retry, current_run
-from service.database.session import application_database
+from batch_system import BaseTask, Retry, current_run
+from batch_system.database.session import application_database
 
 class Base(DeclarativeBase): ...
 

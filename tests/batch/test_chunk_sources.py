@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from service import get_db
-from service.batch.context.once import once
-from service.database.engine import Database
-from service.errors import BatchError, ChunkError
+from batch_system import get_db
+from batch_system.batch.context.once import once
+from batch_system.database.engine import Database
+from batch_system.errors import BatchError, ChunkError
 from tests.batch.test_chunks import Attempt, Item, Seen, rows, see, seen, task, world
 
 __all__ = ["world"]

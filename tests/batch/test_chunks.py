@@ -18,18 +18,18 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
-from service import BaseTask, get_db
-from service.batch.chunks import chunks as chunk_loop
-from service.batch.chunks.keyset_pages import Pages
-from service.batch.context import current_run, fencing
-from service.batch.context.attempt_state import AttemptState
-from service.batch.context.current_run import CurrentRun
-from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import new_id
-from service.database.companions import checkpoints
-from service.database.engine import Database
-from service.database.session import use_application_database
-from service.errors import ChunkError, Interrupted
+from batch_system import BaseTask, get_db
+from batch_system.batch.chunks import chunks as chunk_loop
+from batch_system.batch.chunks.keyset_pages import Pages
+from batch_system.batch.context import current_run, fencing
+from batch_system.batch.context.attempt_state import AttemptState
+from batch_system.batch.context.current_run import CurrentRun
+from batch_system.batch.ledger.states import Origin
+from batch_system.batch.ledger.tables import new_id
+from batch_system.database.companions import checkpoints
+from batch_system.database.engine import Database
+from batch_system.database.session import use_application_database
+from batch_system.errors import ChunkError, Interrupted
 from tests.batch.attempts import SLOT
 from tests.batch.ledger_world import until_counted
 

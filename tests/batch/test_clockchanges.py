@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.batch.cron.cron import schedule
-from service.batch.lint.clock_changes import effects
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.lint.clock_changes import effects
 
 AFTER = datetime(2026, 6, 1, tzinfo=UTC)
 UNTIL = AFTER + timedelta(days=366)

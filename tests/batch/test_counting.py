@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batch.cron import utc_offsets
-from service.batch.cron.counting import AROUND, count
-from service.batch.cron.cron import Schedule, schedule
+from batch_system.batch.cron import utc_offsets
+from batch_system.batch.cron.counting import AROUND, count
+from batch_system.batch.cron.cron import Schedule, schedule
 
 CRONS = (
     *(

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from service import clock
-from service.batch.execution.engine import LocalEngine
-from service.batch.firing.dispatcher import Dispatcher
-from service.batch.firing.firing import Fired
-from service.batch.ledger.runs import Claimed
-from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.queue.capacity import Capacity
-from service.config import get_settings
-from service.database.engine import Database
-from service.server.service import BatchService
+from batch_system import clock
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.firing.dispatcher import Dispatcher
+from batch_system.batch.firing.firing import Fired
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.nodes.ledger_poll import LedgerChanges
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.server.service import BatchService
 from tests.batch.ledger_world import NODE, know, make_task
 
 
@@ -46,7 +46,7 @@ async def test_while_firing_fails_all_tasks_are_tried_together_until_the_ledger_
     tasks = await know(ledger, *(make_task(name) for name in names))
     dispatcher = Failing(ledger, tasks, NODE, LocalEngine(ledger, tasks, NODE))
     # No pause is over within the test.
-    monkeypatch.setattr("service.batch.firing.dispatcher.LONGEST_PAUSE", 3600.0)
+    monkeypatch.setattr("batch_system.batch.firing.dispatcher.LONGEST_PAUSE", 3600.0)
     dispatcher._pause = 3600.0
     dispatcher.start()
     for tries in range(1, 4):

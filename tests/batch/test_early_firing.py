@@ -15,16 +15,16 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.firing import task_sync
-from service.batch.firing.dispatcher import BETWEEN_SECONDS, FEW, LONGEST_SECONDS, Dispatcher
-from service.batch.ledger import database_time, schedules, tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.batch.queue.capacity import Capacity
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.firing import task_sync
+from batch_system.batch.firing.dispatcher import BETWEEN_SECONDS, FEW, LONGEST_SECONDS, Dispatcher
+from batch_system.batch.ledger import database_time, schedules, tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until
 from tests.databases import migrated
 

@@ -21,36 +21,36 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from service import call_db, clock, get_db
-from service.application.models import User
-from service.batch.context import current_run, fencing
-from service.batch.context.attempt_state import AttemptState
-from service.batch.context.current_run import CurrentRun
-from service.batch.execution import attempt as runner
-from service.batch.execution.attempt import Attempt
-from service.batch.execution.ending import Ending
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import Origin, RunState
-from service.batch.ledger.tables import attempts, new_id, nodes, runs
-from service.concurrency.thread_pool import ThreadPool
-from service.database import engine
-from service.database.companions import checkpoints
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import migrate
-from service.database.session import (
+from batch_system import call_db, clock, get_db
+from batch_system.batch.context import current_run, fencing
+from batch_system.batch.context.attempt_state import AttemptState
+from batch_system.batch.context.current_run import CurrentRun
+from batch_system.batch.execution import attempt as runner
+from batch_system.batch.execution.attempt import Attempt
+from batch_system.batch.execution.ending import Ending
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.states import Origin, RunState
+from batch_system.batch.ledger.tables import attempts, new_id, nodes, runs
+from batch_system.concurrency.thread_pool import ThreadPool
+from batch_system.database import engine
+from batch_system.database.companions import checkpoints
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.database.session import (
     application_database,
     bind_to_service,
     leave_application_database,
     use_application_database,
 )
-from service.database.sync import home_loop
-from service.errors import LeaseLost
-from service.testing.engine import DrivenEngine
-from service.testing.postgres import OwnServer, find_binaries
+from batch_system.database.sync import home_loop
+from batch_system.errors import LeaseLost
+from batch_system.testing.engine import DrivenEngine
+from batch_system.testing.postgres import OwnServer, find_binaries
+from service.application.models import User
 from tests.batch.attempts import SLOT, until_in_its_thread
 from tests.batch.ledger_world import fire, know, make_task, rows, until
+from tests.migrations import APPLICATION_HISTORIES
 
 LEASE = 30.0
 SECONDS = 20.0

@@ -12,10 +12,10 @@ from contextlib import closing
 
 import pytest
 
-from service.batch.ledger.wakes import CATALOG, Wake
-from service.batch.nodes import file_watch
-from service.batch.nodes.file_watch import FileWatch
-from service.database.engine import Database
+from batch_system.batch.ledger.wakes import CATALOG, Wake
+from batch_system.batch.nodes import file_watch
+from batch_system.batch.nodes.file_watch import FileWatch
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import until
 
 pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

@@ -12,16 +12,16 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import TaskRegistry, clock
-from service.batch.firing import firing, misfires, task_sync
-from service.batch.firing.firing import SlotPlans
-from service.batch.ledger import schedules as slots
-from service.batch.ledger import tables, transitions
-from service.batch.ledger.tables import new_id
-from service.batch.queue import claiming
-from service.batch.queue.capacity import Capacity
-from service.batch.tasks.declaration import Alerts, Missed
-from service.database.engine import Database
+from batch_system import TaskRegistry, clock
+from batch_system.batch.firing import firing, misfires, task_sync
+from batch_system.batch.firing.firing import SlotPlans
+from batch_system.batch.ledger import schedules as slots
+from batch_system.batch.ledger import tables, transitions
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.queue import claiming
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.tasks.declaration import Alerts, Missed
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.tasks.live_reload import TasksFolder
+from batch_system.batch.tasks.live_reload import TasksFolder
 
 TASK = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class T(BaseTask):
     name = "{name}"

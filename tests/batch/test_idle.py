@@ -17,25 +17,25 @@ from sqlalchemy import event, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import TaskRegistry, clock, config, logs
-from service.batch.account.account import tasks_of_running_nodes
-from service.batch.context.lease import Lease
-from service.batch.execution import engine as engine_module
-from service.batch.execution.engine import LocalEngine
-from service.batch.firing import schedule_sync, task_sync
-from service.batch.incidents.watch import Watch
-from service.batch.ledger import nodes, tables
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import heartbeat, ledger_poll, process_lock
-from service.batch.nodes.heartbeat import Heartbeat
-from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.nodes.roles import BY_HAND, Roles
-from service.batch.queue import cancel, claiming
-from service.config import get_settings
-from service.database.engine import Database
-from service.operations.system.nodes import living
-from service.server.service import BatchService
+from batch_system import TaskRegistry, clock, config, logs
+from batch_system.batch.account.account import tasks_of_running_nodes
+from batch_system.batch.context.lease import Lease
+from batch_system.batch.execution import engine as engine_module
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.firing import schedule_sync, task_sync
+from batch_system.batch.incidents.watch import Watch
+from batch_system.batch.ledger import nodes, tables
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import heartbeat, ledger_poll, process_lock
+from batch_system.batch.nodes.heartbeat import Heartbeat
+from batch_system.batch.nodes.ledger_poll import LedgerChanges
+from batch_system.batch.nodes.roles import BY_HAND, Roles
+from batch_system.batch.queue import cancel, claiming
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.operations.system.nodes import living
+from batch_system.server.service import BatchService
 from tests.batch import ledger_world
 from tests.batch.ledger_world import NODE, know, make_task, until
 from tests.batch.test_leases import put_node, put_run

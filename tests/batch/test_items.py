@@ -18,11 +18,11 @@ from sqlalchemy import Select, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import ItemTask, Retry, Skip, TaskRegistry, get_db
-from service.batch.chunks import quarantine
-from service.database.engine import Database
-from service.database.session import application_database
-from service.errors import ChunkError, InvalidParameters, InvalidTask
+from batch_system import ItemTask, Retry, Skip, TaskRegistry, get_db
+from batch_system.batch.chunks import quarantine
+from batch_system.database.engine import Database
+from batch_system.database.session import application_database
+from batch_system.errors import ChunkError, InvalidParameters, InvalidTask
 from tests.batch.test_chunks import Attempt, Deadlock, Item, rows, see, seen, world
 
 __all__ = ["world"]

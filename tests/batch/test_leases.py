@@ -17,24 +17,24 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 
-from service import clock, config, logs
-from service.batch.context.current_run import current_run
-from service.batch.context.lease import Lease, Observer
-from service.batch.ledger import attempts, nodes, tables, transitions
-from service.batch.ledger.database_time import now_of
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import heartbeat, ledger_poll, orphans, process_lock
-from service.batch.nodes.harm import LostLease
-from service.batch.nodes.heartbeat import Heartbeat, Wakes
-from service.batch.nodes.orphans import rescue
-from service.batch.queue import claiming
-from service.batch.queue.retry import retry
-from service.config import get_settings
-from service.database.engine import Database
-from service.server.service import BatchService
-from service.testing.engine import DrivenEngine
+from batch_system import clock, config, logs
+from batch_system.batch.context.current_run import current_run
+from batch_system.batch.context.lease import Lease, Observer
+from batch_system.batch.ledger import attempts, nodes, tables, transitions
+from batch_system.batch.ledger.database_time import now_of
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import heartbeat, ledger_poll, orphans, process_lock
+from batch_system.batch.nodes.harm import LostLease
+from batch_system.batch.nodes.heartbeat import Heartbeat, Wakes
+from batch_system.batch.nodes.orphans import rescue
+from batch_system.batch.queue import claiming
+from batch_system.batch.queue.retry import retry
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.server.service import BatchService
+from batch_system.testing.engine import DrivenEngine
 from tests.batch.attempts import Begun
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 from tests.batch.test_runs import insert, new

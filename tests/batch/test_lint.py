@@ -13,9 +13,15 @@ from typing import Any
 
 import pytest
 
-from service import BaseTask, ItemTask, Missed, Retry, TaskRegistry
-from service.batch.cron.cron import schedule
-from service.batch.lint.lint import LintFinding, findings, longest_wait, shortest_interval, span
+from batch_system import BaseTask, ItemTask, Missed, Retry, TaskRegistry
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.lint.lint import (
+    LintFinding,
+    findings,
+    longest_wait,
+    shortest_interval,
+    span,
+)
 from tests.batch.ledger_world import make_task
 
 NOW = datetime(2026, 6, 1, 12, 30, tzinfo=UTC)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from service import TaskRegistry, failures, logs
-from service.batch.tasks.broken_files import BrokenFile
-from service.batch.tasks.discovery import load_tasks
-from service.errors import InvalidSetting
+from batch_system import TaskRegistry, failures, logs
+from batch_system.batch.tasks.broken_files import BrokenFile
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.errors import InvalidSetting
 
-HEAD = "from service import BaseTask, Retry, TaskRegistry, get_settings\n"
+HEAD = "from batch_system import BaseTask, Retry, TaskRegistry, get_settings\n"
 
 
 def task(name: str, cls: str = "Made", body: str = "") -> str:
@@ -39,7 +39,7 @@ def loaded() -> list[str]:
 
 
 UNREADABLE = """
-from service import BaseTask
+from batch_system import BaseTask
 class Unreadable(Exception):
     def __str__(self):
         raise ZeroDivisionError
@@ -48,7 +48,7 @@ class Unreadable(Exception):
 
 def test_a_file_whose_error_can_t_be_formatted_is_reported_and_the_others_run() -> None:
     write(
-        good="from service import BaseTask\nclass Good(BaseTask):\n name, schedule = 'good', "
+        good="from batch_system import BaseTask\nclass Good(BaseTask):\n name, schedule = 'good', "
         "None\n def run(self): ...",
         raising=f"{UNREADABLE}raise Unreadable",
         endless="raise ValueError('x' * 10_000_000)",
@@ -216,8 +216,8 @@ def test_a_missing_folder_is_an_error_that_names_the_setting() -> None:
 
 SEVERAL = """
 from pathlib import Path
-from service import TaskRegistry
-from service.batch.tasks.discovery import load_tasks
+from batch_system import TaskRegistry
+from batch_system.batch.tasks.discovery import load_tasks
 print(load_tasks(Path("tasks")), [t.cls().run() for t in TaskRegistry.tasks().values()])
 """
 

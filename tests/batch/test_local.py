@@ -12,18 +12,18 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.execution import engine as engine_module
-from service.batch.execution.engine import LocalEngine
-from service.batch.execution.tickets import Tickets
-from service.batch.ledger import runs, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.queue import claiming
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
-from service.testing.engine import DrivenEngine
+from batch_system import clock
+from batch_system.batch.execution import engine as engine_module
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.execution.tickets import Tickets
+from batch_system.batch.ledger import runs, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.queue import claiming
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
+from batch_system.testing.engine import DrivenEngine
 from tests.batch.ledger_world import NODE, know, make_task, rows, until
 from tests.batch.test_runs import new
 
@@ -96,7 +96,7 @@ async def launch_five(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Counted, DrivenEngine, asyncio.Task[None]]:
     """Begin to start five runs, two in each step. The engine has room for six."""
-    monkeypatch.setattr("service.batch.execution.engine.LAUNCHED_AT_ONCE", 2)
+    monkeypatch.setattr("batch_system.batch.execution.engine.LAUNCHED_AT_ONCE", 2)
     counted = Counted()
     engine = DrivenEngine(ledger, await know(ledger, counted.task), NODE, max_running=6)
     claimed = [await commit_a_claim(ledger, None) for _ in range(5)]
@@ -165,7 +165,7 @@ async def test_groups_that_were_prepared_ahead_are_written_after_a_failure_and_i
 ) -> None:
     """While the database writes a group of outcomes, the next one is taken and encoded."""
     for module in ("outcomes", "engine"):
-        monkeypatch.setattr(f"service.batch.execution.{module}.GROUP_LIMIT", 3)
+        monkeypatch.setattr(f"batch_system.batch.execution.{module}.GROUP_LIMIT", 3)
     finish, written = transitions.finish, list[list[str]]()
 
     async def fail_once(

@@ -12,21 +12,21 @@ import pytest
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.cron.cron import schedule
-from service.batch.firing import task_sync
-from service.batch.ledger import schedules, tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.tables import new_id
-from service.batch.retention.pruning import Pruner
-from service.batch.retention.retention import Keep
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
+from batch_system import clock
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import schedules, tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.retention.pruning import Pruner
+from batch_system.batch.retention.retention import Keep
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, until_waiting
 from tests.batch.lock_order import watch
 from tests.batch.test_runs import insert as insert_runs
 from tests.batch.test_upkeep import of_slot, over
 from tests.databases import migrated
+from tests.migrations import APPLICATION_HISTORIES
 
 HOURLY, DAILY = schedule("0 * * * *", "UTC"), schedule("0 0 * * *", "UTC")
 OLD = clock.now().replace(minute=0, second=0, microsecond=0) - timedelta(days=100)

@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 
-from service import failures, get_logger, logs
-from service.batch.context.attempt_state import LogBuffer
-from service.batch.execution import outcomes
-from service.batch.execution.outcomes import WriteBuffer
-from service.batch.ledger import run_logs
-from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.database.engine import Database
-from service.operations.asking.databases import Databases
-from service.operations.runs.run_log import Reader
+from batch_system import failures, get_logger, logs
+from batch_system.batch.context.attempt_state import LogBuffer
+from batch_system.batch.execution import outcomes
+from batch_system.batch.execution.outcomes import WriteBuffer
+from batch_system.batch.ledger import run_logs
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.operations.asking.databases import Databases
+from batch_system.operations.runs.run_log import Reader
 from tests.batch.attempts import Begun, ending_of
 from tests.batch.ledger_world import NODE
 
@@ -173,7 +174,7 @@ async def test_a_log_of_many_bytes_is_stored_in_small_blocks_and_read_whole(
     assert max(block.size for block in blocks) < 300_000
     async with ledger.engine.begin() as connection:
         await run_logs.write(connection, run_logs.pack(blocks))
-    reader = Reader(Databases(ledger, ledger, 30.0, are_ready=True), run)
+    reader = Reader(Databases(ledger, ledger, get_settings(), are_ready=True), run)
     assert [
         line async for block in reader.new_blocks(1) for line in block.unpacked().lines
     ] == lines

@@ -9,15 +9,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import update
 
-from service import clock
-from service.batch.context.attempt_state import MAX_WAITING_LINES, LogBuffer
-from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.tables import runs as runs_table
-from service.batch.queue.capacity import Capacity
-from service.batch.tasks.declaration import Missed, Retry
-from service.database.engine import Database
-from service.metrics.process import BOUNDS, Fate, Histogram, ProcessMetrics
-from service.testing.engine import DrivenEngine
+from batch_system import clock
+from batch_system.batch.context.attempt_state import MAX_WAITING_LINES, LogBuffer
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.tables import runs as runs_table
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.tasks.declaration import Missed, Retry
+from batch_system.database.engine import Database
+from batch_system.metrics.process import BOUNDS, Fate, Histogram, ProcessMetrics
+from batch_system.testing.engine import DrivenEngine
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 from tests.batch.test_runs import insert, new
 

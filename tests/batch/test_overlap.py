@@ -14,19 +14,19 @@ import pytest
 from sqlalchemy import event, update
 from sqlalchemy.exc import IntegrityError
 
-from service import Retry, TaskRegistry, clock, current_run
-from service.batch.execution.engine import LocalEngine
-from service.batch.execution.run_here import ManualRun
-from service.batch.ledger import runs, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.queue import claiming, concurrency
-from service.batch.queue.capacity import Capacity
-from service.batch.tasks.declaration import Missed
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import Retry, TaskRegistry, clock, current_run
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.execution.run_here import ManualRun
+from batch_system.batch.ledger import runs, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.queue import claiming, concurrency
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.tasks.declaration import Missed
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import new
 

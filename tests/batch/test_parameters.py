@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, SecretStr
 
-from service.batch.tasks.parameters import Parameters
-from service.errors import InvalidParameters, InvalidTask
+from batch_system.batch.tasks.parameters import Parameters
+from batch_system.errors import InvalidParameters, InvalidTask
 
 SLOT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
 JAPAN = timezone(timedelta(hours=9))

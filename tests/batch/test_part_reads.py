@@ -17,24 +17,24 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.incidents import durations, made_good
-from service.batch.ledger import gauges, json_rows, run_ids, run_query, run_rows, runs
-from service.batch.ledger.run_query import Key, RunQuery
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.batch.retention.pruning import Pruner
-from service.batch.retention.retention import Keep
-from service.config import Settings
-from service.database.engine import Database
-from service.operations.asking.context import Loaded
-from service.operations.night import lanes
-from service.operations.night import night as night_reading
-from service.operations.night.results import SlotCounts
-from service.operations.operations import Operations
-from service.operations.system import live
-from service.operations.tasks import history, overview
-from service.verbs.night import ShowStatus
+from batch_system import clock
+from batch_system.batch.incidents import durations, made_good
+from batch_system.batch.ledger import gauges, json_rows, run_ids, run_query, run_rows, runs
+from batch_system.batch.ledger.run_query import Key, RunQuery
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.retention.pruning import Pruner
+from batch_system.batch.retention.retention import Keep
+from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.night import lanes
+from batch_system.operations.night import night as night_reading
+from batch_system.operations.night.results import SlotCounts
+from batch_system.operations.operations import Operations
+from batch_system.operations.system import live
+from batch_system.operations.tasks import history, overview
+from batch_system.verbs.night import ShowStatus
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_plans import Plans
 from tests.batch.test_runs import new

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from service import clock, current_run
-from service.batch.execution.engine import LocalEngine
-from service.batch.firing import task_sync
-from service.batch.ledger.states import CLAIMABLE
-from service.batch.nodes import ledger_poll
-from service.batch.queue import claiming
-from service.batch.queue.capacity import Capacity
-from service.database.engine import Database
+from batch_system import clock, current_run
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger.states import CLAIMABLE
+from batch_system.batch.nodes import ledger_poll
+from batch_system.batch.queue import claiming
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.batch.cron.cron import Schedule, schedule
-from service.batch.firing.misfires import BUDGET, SlotPlan, plan_all_missed, plan_slots
-from service.batch.ledger.missed_ranges import Cause
-from service.batch.tasks.declaration import ON_TIME, Missed
+from batch_system.batch.cron.cron import Schedule, schedule
+from batch_system.batch.firing.misfires import BUDGET, SlotPlan, plan_all_missed, plan_slots
+from batch_system.batch.ledger.missed_ranges import Cause
+from batch_system.batch.tasks.declaration import ON_TIME, Missed
 
 HOURLY = schedule("0 * * * *")
 MINUTELY = schedule("* * * * *")

@@ -17,16 +17,15 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.application.models import User
-from service.batch.chunks import quarantine
-from service.batch.chunks.checkpoints import UPSERT_WITH_FENCE
-from service.batch.chunks.keyset_pages import Pages
-from service.batch.firing import firing, task_sync
-from service.batch.incidents import durations, noticing, telling
-from service.batch.incidents.checks import Checks
-from service.batch.incidents.watched import Thresholds, watched_tasks
-from service.batch.ledger import (
+from batch_system import clock
+from batch_system.batch.chunks import quarantine
+from batch_system.batch.chunks.checkpoints import UPSERT_WITH_FENCE
+from batch_system.batch.chunks.keyset_pages import Pages
+from batch_system.batch.firing import firing, task_sync
+from batch_system.batch.incidents import durations, noticing, telling
+from batch_system.batch.incidents.checks import Checks
+from batch_system.batch.incidents.watched import Thresholds, watched_tasks
+from batch_system.batch.ledger import (
     attempts,
     buckets,
     duties,
@@ -41,44 +40,45 @@ from service.batch.ledger import (
     transitions,
     waits,
 )
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.buckets import CLASSES
-from service.batch.ledger.incidents import acknowledging, incidents, outbox
-from service.batch.ledger.incidents import tables as incident_tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.people import access, access_tables, audit, previews
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.batch.night import tally
-from service.batch.nodes import ledger_poll, orphans
-from service.batch.nodes.outage import Outage
-from service.batch.nodes.roles import BY_HAND, Roles
-from service.batch.placing.demand import demand, running
-from service.batch.placing.placing import DUTY
-from service.batch.queue import cancel, claiming, enqueue, retry, unserved
-from service.batch.queue.capacity import Capacity
-from service.batch.retention.pruning import Pruner
-from service.batch.retention.retention import Keep
-from service.batch.tasks.registry import Task
-from service.config import Settings
-from service.database import companions
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.operations.asking.context import Loaded
-from service.operations.night import attention as night_needs
-from service.operations.night import did_not_run
-from service.operations.night import night as night_reading
-from service.operations.night.results import SlotCounts
-from service.operations.operations import Operations
-from service.operations.runs import late as night_late
-from service.operations.runs import phases
-from service.operations.tasks import overview
-from service.settings.pools import DEFAULT_POOL
-from service.verbs.night import ShowStatus
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.buckets import CLASSES
+from batch_system.batch.ledger.incidents import acknowledging, incidents, outbox
+from batch_system.batch.ledger.incidents import tables as incident_tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.people import access, access_tables, audit, previews
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.night import tally
+from batch_system.batch.nodes import ledger_poll, orphans
+from batch_system.batch.nodes.outage import Outage
+from batch_system.batch.nodes.roles import BY_HAND, Roles
+from batch_system.batch.placing.demand import demand, running
+from batch_system.batch.placing.placing import DUTY
+from batch_system.batch.queue import cancel, claiming, enqueue, retry, unserved
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.retention.pruning import Pruner
+from batch_system.batch.retention.retention import Keep
+from batch_system.batch.tasks.registry import Task
+from batch_system.config import Settings
+from batch_system.database import companions
+from batch_system.database.engine import Database
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.night import attention as night_needs
+from batch_system.operations.night import did_not_run
+from batch_system.operations.night import night as night_reading
+from batch_system.operations.night.results import SlotCounts
+from batch_system.operations.operations import Operations
+from batch_system.operations.runs import late as night_late
+from batch_system.operations.runs import phases
+from batch_system.operations.tasks import overview
+from batch_system.settings.pools import DEFAULT_POOL
+from batch_system.verbs.night import ShowStatus
+from service.application.models import User
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
 from tests.kinds import KINDS
+from tests.migrations import APPLICATION_HISTORIES
 from tests.waiting import planned
 
 RUNS = 20_000

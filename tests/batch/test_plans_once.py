@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import Row, delete, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.context.lease import Lease
-from service.batch.ledger import tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.nodes import heartbeat, ledger_poll
-from service.batch.nodes.heartbeat import Heartbeat
-from service.database.engine import Database
+from batch_system.batch.context.lease import Lease
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.nodes import heartbeat, ledger_poll
+from batch_system.batch.nodes.heartbeat import Heartbeat
+from batch_system.database.engine import Database
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE
 from tests.databases import migrated

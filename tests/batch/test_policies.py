@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import BaseTask, Missed, Retry
-from service.batch.tasks.declaration import Policies
-from service.errors import InvalidTask
+from batch_system import BaseTask, Missed, Retry
+from batch_system.batch.tasks.declaration import Policies
+from batch_system.errors import InvalidTask
 
 
 def policies(**attributes: Any) -> Policies:

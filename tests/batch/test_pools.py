@@ -13,25 +13,25 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text, update
 
-from service import clock, config
-from service.batch.account.account import tasks_of_running_nodes
-from service.batch.incidents import noticing, outages
-from service.batch.ledger import nodes, tables
-from service.batch.ledger.incidents import tables as incident_tables
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import ledger_poll, new_tasks
-from service.batch.nodes.node import Node
-from service.batch.nodes.orphans import rescue
-from service.batch.nodes.roles import BY_HAND, SERVICE, Roles
-from service.batch.queue import claiming
-from service.batch.queue.capacity import Capacity
-from service.batch.tasks.registry import Task, TaskRegistry
-from service.config import get_settings
-from service.database.engine import Database
-from service.server.lifecycle import sign_on
-from service.server.service import BatchService
-from service.server.worker import warn_of_services
+from batch_system import clock, config
+from batch_system.batch.account.account import tasks_of_running_nodes
+from batch_system.batch.incidents import noticing, outages
+from batch_system.batch.ledger import nodes, tables
+from batch_system.batch.ledger.incidents import tables as incident_tables
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import ledger_poll, new_tasks
+from batch_system.batch.nodes.node import Node
+from batch_system.batch.nodes.orphans import rescue
+from batch_system.batch.nodes.roles import BY_HAND, SERVICE, Roles
+from batch_system.batch.queue import claiming
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.tasks.registry import Task, TaskRegistry
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.server.lifecycle import sign_on
+from batch_system.server.service import BatchService
+from batch_system.server.worker import warn_of_services
 from tests.batch.crowd import words
 from tests.batch.ledger_world import NODE, know, make_task, refresh, rows, schedule_sync_of, until
 from tests.batch.test_leases import put_node, put_run
@@ -242,7 +242,7 @@ async def worker(
 
 
 DROPPED = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Dropped(BaseTask):
     name, schedule, pool = "dropped", None, "gpu"
@@ -281,7 +281,7 @@ async def test_a_worker_warns_if_a_service_of_another_machine_uses_its_sqlite_fi
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.server.worker.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("batch_system.server.worker.LOOK_SECONDS", 0.02)
     await warn_of_services(worker)
     assert "no service is running: until one is, nothing fires" in capsys.readouterr().err
     await put_node(ledger)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from service import clock
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import process_lock
-from service.batch.nodes.process_lock import ProcessLock, file_of, is_gone
+from batch_system import clock
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import process_lock
+from batch_system.batch.nodes.process_lock import ProcessLock, file_of, is_gone
 from tests.users import ARE_TWO, OTHER, OWN, WHO, shared_folder, user
 
 POSTGRESQL = "postgresql+asyncpg://somewhere/ledger"
@@ -73,7 +73,7 @@ def test_files_of_other_users_neither_stop_a_node_nor_are_deleted(
         SQUATS[squat](shared / f"batch-nodes-{OWN}")
     before = sorted(shared.rglob("*"))
     node = new_id()
-    with user(OWN), caplog.at_level(logging.WARNING, "service.batch"):
+    with user(OWN), caplog.at_level(logging.WARNING, "batch_system.batch"):
         own = ProcessLock(process_lock.folder_of(POSTGRESQL), node)
         assert not is_gone(process_lock.folder_of(POSTGRESQL), node)
         own._release()
@@ -159,7 +159,7 @@ def test_without_a_locked_file_only_the_lease_decides_about_a_node(
             folder.chmod(0o555)
     if way == "no locks":
         monkeypatch.setattr(fcntl, "flock", no_locks)
-    with user(OWN), caplog.at_level(logging.WARNING, "service.batch"):
+    with user(OWN), caplog.at_level(logging.WARNING, "batch_system.batch"):
         own = ProcessLock(folder, node)
     assert f"can't lock a file in the folder {folder}" in caplog.text and "lease" in caplog.text
     own.remove()

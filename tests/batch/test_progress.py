@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.batch.context.progress import LONGEST_MESSAGE, Progress, ProgressMeter, pace
-from service.batch.ledger import attempts, runs, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.batch.queue import retry
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.context.progress import LONGEST_MESSAGE, Progress, ProgressMeter, pace
+from batch_system.batch.ledger import attempts, runs, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.queue import retry
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, rows
 
 AT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)

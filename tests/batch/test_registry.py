@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from service import BaseTask, TaskRegistry
-from service.batch.tasks.discovery import load_tasks
-from service.errors import InvalidSetting, InvalidTask, UnknownTask
-from service.escaping import echoed
+from batch_system import BaseTask, TaskRegistry
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.errors import InvalidSetting, InvalidTask, UnknownTask
+from batch_system.escaping import echoed
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_tasks_are_kept_in_the_order_of_their_registration() -> None:
 def test_two_classes_with_one_name_are_an_error_that_names_both_files(tmp_path: Path) -> None:
     for stem in ("one", "two"):
         text = (
-            "from service import BaseTask\nclass {}(BaseTask):\n name = 'same'\n schedule = "
+            "from batch_system import BaseTask\nclass {}(BaseTask):\n name = 'same'\n schedule = "
             "None\n def run(self): ..."
         )
         (tmp_path / "tasks" / f"{stem}.py").write_text(text.format(stem.title()))
@@ -313,8 +313,9 @@ def test_an_unknown_name_is_an_error_that_lists_the_names() -> None:
 AUTHOR = """
 from __future__ import annotations
 from datetime import date, datetime, timedelta
-from service import BaseTask, Missed, Retry, TaskRegistry, current_run, get_logger, get_settings
-from service import create_scheduler, start_scheduler, stop_scheduler
+from batch_system import BaseTask, Missed, Retry, TaskRegistry, current_run
+from batch_system import get_logger, get_settings
+from batch_system import create_scheduler, start_scheduler, stop_scheduler
 
 logger = get_logger(__name__)
 

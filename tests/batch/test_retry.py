@@ -17,12 +17,12 @@ from typing import Any
 import httpx
 import pytest
 
-from service import BatchError, Retry, RetryAfter, clock
-from service.batch.execution import attempt
-from service.batch.execution.ending import Ending
-from service.batch.ledger.states import RunState
-from service.batch.tasks.retry_after import seconds_asked
-from service.errors import DomainError, InvalidParameters
+from batch_system import BatchError, Retry, RetryAfter, clock
+from batch_system.batch.execution import attempt
+from batch_system.batch.execution.ending import Ending
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.tasks.retry_after import seconds_asked
+from batch_system.errors import DomainError, InvalidParameters
 from tests.batch.attempts import Begun, ending_of
 
 NOW = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
@@ -140,7 +140,7 @@ def test_other_errors_ask_for_no_wait() -> None:
 
 
 def test_reading_an_error_does_not_import_httpx() -> None:
-    asked = "from service.batch.tasks.retry_after import *; seconds_asked(OSError())"
+    asked = "from batch_system.batch.tasks.retry_after import *; seconds_asked(OSError())"
     code = f"import sys; {asked}; print('httpx' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
     assert done.stdout == "False\n"

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, model_serializer
 
-from service import Retry, current_run, failures, get_logger, logs
-from service.batch.context.current_run import state_of
-from service.batch.execution import attempt
-from service.batch.ledger.states import RunState
+from batch_system import Retry, current_run, failures, get_logger, logs
+from batch_system.batch.context.current_run import state_of
+from batch_system.batch.execution import attempt
+from batch_system.batch.ledger.states import RunState
 from tests.batch.attempts import SECONDS, SLOT, Begun, Quick, ending_of, until_in_its_thread
 
 secret: ContextVar[str] = ContextVar("secret", default="nothing")

@@ -12,17 +12,17 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
-from service import clock
-from service.batch.ledger import run_query, runs, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.run_query import RunQuery
-from service.batch.ledger.runs import Claimed, NewRun
-from service.batch.ledger.states import FINAL, TRANSITIONS, Origin, Rank, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import ledger_poll
-from service.batch.queue import claiming
-from service.batch.queue.capacity import Capacity
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.ledger import run_query, runs, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.run_query import RunQuery
+from batch_system.batch.ledger.runs import Claimed, NewRun
+from batch_system.batch.ledger.states import FINAL, TRANSITIONS, Origin, Rank, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import ledger_poll
+from batch_system.batch.queue import claiming
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows
 
 NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)

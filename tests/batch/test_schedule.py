@@ -14,9 +14,9 @@ from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batch.cron.cron import Schedule, schedule
-from service.errors import BatchError, InvalidSchedule
-from service.escaping import echoed
+from batch_system.batch.cron.cron import Schedule, schedule
+from batch_system.errors import BatchError, InvalidSchedule
+from batch_system.escaping import echoed
 from tests.batch import cron_model
 
 MICROSECOND = timedelta(microseconds=1)

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from service import clock
-from service.batch.cron.cron import schedule
-from service.batch.firing import task_sync
-from service.batch.ledger import tables
-from service.batch.ledger.people.access_tables import events
-from service.batch.ledger.tables import new_id
-from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.people.access_tables import events
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes.ledger_poll import LedgerChanges
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, refresh, rows, schedule_sync_of
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)

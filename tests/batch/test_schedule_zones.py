@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 
-from service.batch.cron.cron import Schedule
+from batch_system.batch.cron.cron import Schedule
 from tests.batch import cron_model
 from tests.batch.cron_model import offset
 

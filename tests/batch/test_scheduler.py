@@ -12,10 +12,10 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service import BaseTask, TaskRegistry, clock
-from service.batch.cron.cron import Schedule, schedule
-from service.batch.firing import apscheduler as module
-from service.batch.firing.apscheduler import (
+from batch_system import BaseTask, TaskRegistry, clock
+from batch_system.batch.cron.cron import Schedule, schedule
+from batch_system.batch.firing import apscheduler as module
+from batch_system.batch.firing.apscheduler import (
     LEAD,
     SlotTrigger,
     describe_jobs,

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service import BaseTask, TaskRegistry, call_async, config, current_run, start
-from service.config import get_settings
-from service.errors import DatabaseError, InvalidParameters, UnknownTask
-from service.server.service import BatchService
+from batch_system import BaseTask, TaskRegistry, call_async, config, current_run, start
+from batch_system.config import get_settings
+from batch_system.errors import DatabaseError, InvalidParameters, UnknownTask
+from batch_system.server.service import BatchService
 from tests.batch.ledger_world import know, rows, until
 
 SLOT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.concurrency.thread_pool import ThreadPool
+from batch_system.concurrency.thread_pool import ThreadPool
 
 SECONDS = 5.0
 colour: ContextVar[str] = ContextVar("colour", default="none")
@@ -202,7 +202,7 @@ async def test_a_thread_that_the_system_refuses_does_not_use_up_the_limit(
 
 HUNG = """
 import asyncio, threading
-from service.concurrency.thread_pool import ThreadPool
+from batch_system.concurrency.thread_pool import ThreadPool
 async def main():
     begun = threading.Event()
     call = asyncio.create_task(ThreadPool(1).run(lambda: (begun.set(), threading.Event().wait())))

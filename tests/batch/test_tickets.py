@@ -12,17 +12,17 @@ from contextlib import asynccontextmanager
 import pytest
 from sqlalchemy import update
 
-from service import Retry, clock
-from service.batch.execution import tickets as tickets_module
-from service.batch.execution.engine import LocalEngine
-from service.batch.execution.tickets import Tickets
-from service.batch.ledger import database_time, duties, tables
-from service.batch.nodes.outage import Outage
-from service.batch.placing.demand import demand, running
-from service.batch.placing.placer import Needs
-from service.batch.placing.placing import DUTY, SHORTEST_PAUSE, Placing
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import Retry, clock
+from batch_system.batch.execution import tickets as tickets_module
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.execution.tickets import Tickets
+from batch_system.batch.ledger import database_time, duties, tables
+from batch_system.batch.nodes.outage import Outage
+from batch_system.batch.placing.demand import demand, running
+from batch_system.batch.placing.placer import Needs
+from batch_system.batch.placing.placing import DUTY, SHORTEST_PAUSE, Placing
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows, until
 from tests.batch.test_leases import put_node
 from tests.batch.test_runs import insert, new

@@ -17,12 +17,12 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import runs, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import ACTIVE, TRANSITIONS, RunState, before
-from service.batch.ledger.tables import READY_SQL, RETRYING_SQL
-from service.database.engine import Database
+from batch_system.batch.ledger import runs, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import ACTIVE, TRANSITIONS, RunState, before
+from batch_system.batch.ledger.tables import READY_SQL, RETRYING_SQL
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE
 from tests.batch.test_runs import new
 from tests.test_architecture import ROOT, Module, modules_in
@@ -257,9 +257,9 @@ def test_a_run_that_a_node_starts_at_once_has_attempt_one_and_fence_one() -> Non
 
 # The rule: no other code sets a state.
 
-DOOR = "service.batch.ledger.transitions"
-FACTORY = "service.batch.ledger.runs"
-PARTS = "service.batch.ledger.parts"
+DOOR = "batch_system.batch.ledger.transitions"
+FACTORY = "batch_system.batch.ledger.runs"
+PARTS = "batch_system.batch.ledger.parts"
 """It inserts the parts of a run, queued, with what they have in common with it."""
 
 SETS_STATE = re.compile(
@@ -307,7 +307,7 @@ def writes_of_states(module: Module) -> Iterator[tuple[int, str]]:
             assigned = {ast.unparse(part) for target in targets for part in _parts(target)} - {
                 "self.state"
             }
-            if module.name.startswith("service.batch.") and any(
+            if module.name.startswith("batch_system.batch.") and any(
                 name.endswith(".state") for name in assigned
             ):
                 yield node.lineno, "sets the attribute `state` of another object"
@@ -356,13 +356,13 @@ def other_doors(modules: list[Module]) -> list[str]:
 
 
 def test_no_other_module_sets_the_state_of_a_run() -> None:
-    modules = [*modules_in(ROOT / "service"), *modules_in(ROOT / "tasks")]
+    modules = [*modules_in(ROOT / "batch_system"), *modules_in(ROOT / "tasks")]
     assert other_doors([module for module in modules if ".migrations." not in module.name]) == []
 
 
 def test_the_check_finds_every_statement_of_transitions_py() -> None:
     (door,) = [
-        module for module in modules_in(ROOT / "service/batch/ledger") if module.name == DOOR
+        module for module in modules_in(ROOT / "batch_system/batch/ledger") if module.name == DOOR
     ]
     functions = [node for node in door.tree.body if isinstance(node, ast.AsyncFunctionDef)]
     lines = [line for line, _ in writes_of_states(door)]
@@ -372,7 +372,7 @@ def test_the_check_finds_every_statement_of_transitions_py() -> None:
     assert seen == ["claim", "finish", "cancel", "reopen", "wait_anew", "_change", "fail_waiting"]
 
 
-TABLE = "from service.batch.ledger.tables import runs"
+TABLE = "from batch_system.batch.ledger.tables import runs"
 
 
 @pytest.mark.parametrize(
@@ -387,8 +387,8 @@ TABLE = "from service.batch.ledger.tables import runs"
         "text('INSERT INTO batch_runs (id, state) VALUES (:id, :state)')",
         f"{TABLE}\nupdate(runs).values(values)",
         f"{TABLE} as table\nupdate(table).where(table.c.id == run).values(state='running')",
-        "from service.batch.ledger import tables\ntables.runs.update().values(values)",
-        "from service.batch.ledger import tables\nsqlalchemy.update(tables.runs)",
+        "from batch_system.batch.ledger import tables\ntables.runs.update().values(values)",
+        "from batch_system.batch.ledger import tables\nsqlalchemy.update(tables.runs)",
         f"{TABLE}\ninsert(runs)",
         "statement.values(state='running')",
         "statement.values({'state': 'running', 'reason': None})",
@@ -400,7 +400,7 @@ TABLE = "from service.batch.ledger.tables import runs"
     ],
 )
 def test_the_check_finds_code_that_sets_a_state_elsewhere(code: str) -> None:
-    assert other_doors([Module("service.batch.queue.claiming", code)])
+    assert other_doors([Module("batch_system.batch.queue.claiming", code)])
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_the_check_finds_code_that_sets_a_state_elsewhere(code: str) -> None:
     ],
 )
 def test_the_check_allows_code_that_only_reads_a_state(code: str) -> None:
-    assert other_doors([Module("service.batch.queue.claiming", code)]) == []
+    assert other_doors([Module("batch_system.batch.queue.claiming", code)]) == []
 
 
 def test_the_check_allows_transitions_py_to_set_states() -> None:

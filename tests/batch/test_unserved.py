@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text, update
 
-from service import clock
-from service.batch.firing import task_sync
-from service.batch.ledger import tables, transitions
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import FINAL, Rank, RunState
-from service.batch.nodes import ledger_poll
-from service.batch.queue import unserved
-from service.batch.queue.retry import retry
-from service.batch.queue.unserved import REASON, fail_unserved
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import tables, transitions
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import FINAL, Rank, RunState
+from batch_system.batch.nodes import ledger_poll
+from batch_system.batch.queue import unserved
+from batch_system.batch.queue.retry import retry
+from batch_system.batch.queue.unserved import REASON, fail_unserved
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_locks import until_waiting
 from tests.batch.test_runs import insert, new

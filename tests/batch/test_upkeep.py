@@ -16,22 +16,22 @@ import pytest
 from sqlalchemy import event, select, text, update
 from sqlalchemy import insert as insert_into
 
-from service import clock
-from service.batch.account.account import Account, accounts
-from service.batch.account.slots import Kind
-from service.batch.ledger import run_logs, tables
-from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.states import Origin, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.ledger.waits import waits
-from service.batch.queue.retry import retry
-from service.batch.retention import pruning
-from service.batch.retention.pruning import Pruner
-from service.batch.retention.retention import Keep
-from service.batch.retention.upkeep import Upkeep
-from service.batch.tasks.registry import Task
-from service.database import companions
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.account.account import Account, accounts
+from batch_system.batch.account.slots import Kind
+from batch_system.batch.ledger import run_logs, tables
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.batch.ledger.states import Origin, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.ledger.waits import waits
+from batch_system.batch.queue.retry import retry
+from batch_system.batch.retention import pruning
+from batch_system.batch.retention.pruning import Pruner
+from batch_system.batch.retention.retention import Keep
+from batch_system.batch.retention.upkeep import Upkeep
+from batch_system.batch.tasks.registry import Task
+from batch_system.database import companions
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 
@@ -438,8 +438,8 @@ async def test_nodes_are_deleted_a_day_after_they_stopped_and_live_ones_are_kept
 async def test_the_upkeep_prunes_by_itself_and_continues_after_errors(
     ledger: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("service.batch.retention.upkeep.EVERY_SECONDS", 0.02)
-    caplog.set_level(logging.INFO, "service.batch")
+    monkeypatch.setattr("batch_system.batch.retention.upkeep.EVERY_SECONDS", 0.02)
+    caplog.set_level(logging.INFO, "batch_system.batch")
     await known(ledger, "tick", "gone")
     async with ledger.engine.begin() as connection:
         removed = update(tables.tasks).where(tables.tasks.c.name == "gone")

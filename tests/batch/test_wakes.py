@@ -14,20 +14,20 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url, text
 
-from service import TaskRegistry, clock, config, current_run, start
-from service.batch.context.lease import Lease
-from service.batch.firing import schedule_sync, task_sync
-from service.batch.ledger import tables, transitions, wakes
-from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.wakes import Wake
-from service.batch.nodes import heartbeat, listener
-from service.batch.nodes.heartbeat import Heartbeat
-from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.queue import cancel
-from service.batch.queue.capacity import Capacity
-from service.config import get_settings
-from service.database.engine import Database
-from service.server.service import BatchService
+from batch_system import TaskRegistry, clock, config, current_run, start
+from batch_system.batch.context.lease import Lease
+from batch_system.batch.firing import schedule_sync, task_sync
+from batch_system.batch.ledger import tables, transitions, wakes
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.wakes import Wake
+from batch_system.batch.nodes import heartbeat, listener
+from batch_system.batch.nodes.heartbeat import Heartbeat
+from batch_system.batch.nodes.ledger_poll import LedgerChanges
+from batch_system.batch.queue import cancel
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.server.service import BatchService
 from tests.batch import ledger_world
 from tests.batch.ledger_world import NODE, know, make_task, until
 from tests.batch.test_leases import put_node

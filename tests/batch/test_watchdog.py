@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from service import clock
-from service.batch.nodes.loop_watchdog import ASK_SECONDS, TICK_SECONDS, Watchdog
+from batch_system import clock
+from batch_system.batch.nodes.loop_watchdog import ASK_SECONDS, TICK_SECONDS, Watchdog
 
 
 class Time:

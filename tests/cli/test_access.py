@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.database.engine import Database
-from service.operations.people import access
-from service.operations.people.results import Change, NewToken, Token
+from batch_system import clock
+from batch_system.database.engine import Database
+from batch_system.operations.people import access
+from batch_system.operations.people.results import Change, NewToken, Token
 from tests.asking import operations_on
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new

@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service import cli, clock
-from service.batch.ledger import tables
-from service.database.engine import Database
+from batch_system import cli, clock
+from batch_system.batch.ledger import tables
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import know, make_task
 from tests.processes import BATCH, batch, environment, service
 
 TICK = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Tick(BaseTask):
     name, schedule, overlap = "tick", "{cron}", "allow"

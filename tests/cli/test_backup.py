@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 import typer.main
 
-from service import clock
-from service.cli import backups
-from service.cli.examples import EXAMPLES
-from service.config import forget_settings, get_settings
-from service.database import engine
-from service.errors import BackupError
-from service.operations.backups.copies import upload, waiting
-from service.operations.backups.delete import delete_old, prune_plans
-from service.operations.backups.make import check
-from service.operations.backups.pins import pin
+from batch_system import clock
+from batch_system.cli import backups
+from batch_system.cli.examples import EXAMPLES
+from batch_system.config import forget_settings, get_settings
+from batch_system.database import engine
+from batch_system.errors import BackupError
+from batch_system.operations.backups.copies import upload, waiting
+from batch_system.operations.backups.delete import delete_old, prune_plans
+from batch_system.operations.backups.make import check
+from batch_system.operations.backups.pins import pin
 from tests.asking import access
 from tests.backup.contents import make_archive, make_sqlite
 from tests.backup.here import make_backups_here
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 def ledger(batch: Batch, tmp_path: Path) -> Path:
     """An empty ledger."""
     (tmp_path / "tasks/nothing.py").write_text(
-        "from service import BaseTask\n\n\nclass NothingTask(BaseTask):\n"
+        "from batch_system import BaseTask\n\n\nclass NothingTask(BaseTask):\n"
         "    name = 'nothing'\n    schedule = None\n\n    async def run(self):\n        pass\n"
     )
     assert batch("run", "nothing").code == 0
@@ -580,7 +580,7 @@ def test_piped_progress_is_plain_lines_and_the_result_stands_alone_on_stdout(
     folder: Path, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "service", "backup", "verify", NEW, "--json"],
+        [sys.executable, "-m", "batch_system", "backup", "verify", NEW, "--json"],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,

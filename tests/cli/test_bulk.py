@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service import clock
-from service.batch.ledger.tables import runs
-from service.database.engine import Database
-from service.operations.bulks.results import Bulk
+from batch_system import clock
+from batch_system.batch.ledger.tables import runs
+from batch_system.database.engine import Database
+from batch_system.operations.bulks.results import Bulk
 from tests.batch.ledger_world import know, make_task, rows
 from tests.batch.test_runs import insert, new
 from tests.commands import Batch, in_this_process, refuses
@@ -205,7 +205,7 @@ async def test_more_than_one_transaction_of_runs_is_changed(ledger: Database, ca
 
 
 TASK = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Import(BaseTask):
     name, schedule, overlap = "import", None, "allow"

@@ -20,17 +20,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from service import TaskRegistry, clock
-from service.batch.firing import task_sync
-from service.batch.ledger import database_time, runs, tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import NewRun
-from service.cli.hints import NO_SERVICE
-from service.cli.runs import COLUMNS
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import migrate
+from batch_system import TaskRegistry, clock
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import database_time, runs, tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.cli.hints import NO_SERVICE
+from batch_system.cli.runs import COLUMNS
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
 from tests.commands import Batch, Done, in_this_process, refuses
+from tests.migrations import APPLICATION_HISTORIES
 from tests.processes import BATCH, environment
 
 RUN = [
@@ -74,7 +74,7 @@ HINT = f"batch: {NO_SERVICE}\n"
 
 REPORT = '''
 from datetime import date
-from service import BaseTask, DomainError, current_run, get_logger
+from batch_system import BaseTask, DomainError, current_run, get_logger
 
 class Report(BaseTask):
     """Count what happened."""
@@ -636,7 +636,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path: Path) -> Non
 
 SLOW = """
 import asyncio
-from service import BaseTask
+from batch_system import BaseTask
 
 class Slow(BaseTask):
     name = "slow"

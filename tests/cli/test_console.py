@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from service import console
+from batch_system import console
 from tests.processes import BATCH, environment
 
 AT = datetime(2026, 11, 25, 2, 0, 0, 123456, tzinfo=UTC)
@@ -59,7 +59,7 @@ def without_styles(text: str) -> list[str]:
 def show_in_terminal(
     folder: Path, rows: list[dict[str, Any]], columns: list[str], width: int
 ) -> list[str]:
-    code = f"from service.console import show; show({rows!r}, {columns!r}, False)"
+    code = f"from batch_system.console import show; show({rows!r}, {columns!r}, False)"
     return without_styles(in_terminal(folder, [sys.executable, "-c", code], width))
 
 
@@ -195,7 +195,7 @@ def test_the_lines_of_a_message_are_indented_and_without_control_characters() ->
 def painted(folder: Path, **settings: str) -> str:
     given = "; ".join(f"os.environ[{name!r}] = {value!r}" for name, value in settings.items())
     code = (
-        f"import os; {given or 'pass'}; from service.console import paint; print(paint('bad', "
+        f"import os; {given or 'pass'}; from batch_system.console import paint; print(paint('bad', "
         "'error'))"
     )
     return in_terminal(folder, [sys.executable, "-c", code], 80)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-from service.database.engine import Database
+from batch_system.database.engine import Database
 from tests.backup.here import make_backups_here
 from tests.commands import Batch, in_this_process, refuses
 

@@ -16,17 +16,17 @@ import pytest
 from sqlalchemy import JSON, Column, LargeBinary, Table, insert
 from sqlalchemy.types import TypeEngine
 
-from service.batch.ledger import run_logs, tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.tables import new_id
-from service.database.companions import companions
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.types import Id, UtcDateTime
+from batch_system.batch.ledger import run_logs, tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.batch.ledger.tables import new_id
+from batch_system.database.companions import companions
+from batch_system.database.engine import Database
+from batch_system.database.types import Id, UtcDateTime
 from tests.commands import Batch, Done, in_this_process
 from tests.databases import SQLiteFiles
 from tests.hostile import HOSTILE, SEEN, acts
+from tests.migrations import APPLICATION_HISTORIES
 
 AT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
 TEXT = "".join(HOSTILE.values()).replace("\ud800", "") + f"[red] [/] {SEEN}\n--- attempt 9 ---\n"
@@ -175,7 +175,7 @@ async def test_no_text_of_the_ledger_acts_in_a_terminal(
 
 TASK = f"""
 import json
-from service import BaseTask, current_run, get_logger
+from batch_system import BaseTask, current_run, get_logger
 
 text = json.loads({json.dumps(json.dumps(TEXT))})
 

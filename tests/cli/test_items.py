@@ -18,7 +18,7 @@ TASKS = """
 from datetime import datetime
 from pathlib import Path
 from sqlalchemy import select
-from service import ItemTask, Skip, get_db
+from batch_system import ItemTask, Skip, get_db
 from service.application.models import User
 
 class Greet(ItemTask):

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from service import clock
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.runs import NewRun
-from service.cli.runs import COLUMNS
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.operations.asking.results import RunSummary
+from batch_system import clock
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.cli.runs import COLUMNS
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.operations.asking.results import RunSummary
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
 from tests.cli.test_console import in_terminal, without_styles

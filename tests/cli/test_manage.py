@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service import TaskRegistry, clock
-from service.batch.firing import task_sync
-from service.batch.ledger import schedules, tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.states import Origin
-from service.batch.tasks.discovery import load_tasks
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.operations.slots import account
+from batch_system import TaskRegistry, clock
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import schedules, tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.states import Origin
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.operations.slots import account
 from tests.asking import operations_on
 from tests.batch.ledger_world import fire, know, make_task, rows, until
 from tests.batch.test_runs import insert, new
@@ -36,7 +36,7 @@ from tests.processes import batch as command
 TASKS = '''
 import asyncio
 import time
-from service import BaseTask, current_run, get_logger
+from batch_system import BaseTask, current_run, get_logger
 
 class Long(BaseTask):
     """Goes on until it is stopped."""

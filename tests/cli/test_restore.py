@@ -17,21 +17,20 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from service.backup.sqlite import plain_file
-from service.batch.ledger import backups as records
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.database import engine
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.operations.backups import restore
-from service.testing.postgres import PostgresServer
+from batch_system.backup.sqlite import plain_file
+from batch_system.batch.ledger import backups as records
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.database import engine
+from batch_system.database.engine import Database
+from batch_system.operations.backups import restore
+from batch_system.testing.postgres import PostgresServer
 from tests.backup.contents import connected, execute, make_sqlite
 from tests.backup.here import make_backups_here
 from tests.backup.restores import damage
 from tests.backup.s3 import SECRET, Bucket, bucket, s3_server
 from tests.commands import Batch, in_this_process, refuses
 from tests.databases import migrated
-from tests.migrations import add_migration
+from tests.migrations import APPLICATION_HISTORIES, add_migration
 from tests.processes import UVICORN, service
 from tests.processes import batch as command
 
@@ -42,7 +41,7 @@ pytestmark = pytest.mark.first_start
 
 TASKS = """
 import asyncio
-from service import BaseTask, get_db
+from batch_system import BaseTask, get_db
 from service.application.models import User
 
 class Join(BaseTask):

@@ -19,20 +19,21 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service import clock
-from service.batch.cron.cron import schedule
-from service.batch.firing import task_sync
-from service.batch.ledger import run_ids, run_logs, runs, tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.runs import NewRun
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.errors import UnknownRun
-from service.operations.asking.databases import Databases
-from service.operations.asking.results import LogBlock
-from service.operations.runs import run_log
-from service.operations.runs.run_log import Reader
+from batch_system import clock
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import run_ids, run_logs, runs, tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.errors import UnknownRun
+from batch_system.operations.asking.databases import Databases
+from batch_system.operations.asking.results import LogBlock
+from batch_system.operations.runs import run_log
+from batch_system.operations.runs.run_log import Reader
 from tests.asking import operations_on
 from tests.batch.ledger_world import fire, know, make_task
 from tests.cli.test_console import BOLD, in_terminal, without_styles
@@ -45,7 +46,7 @@ AT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
 FLAKY = '''
 from __future__ import annotations
 from datetime import date, timedelta
-from service import BaseTask, Retry, Missed, get_logger
+from batch_system import BaseTask, Retry, Missed, get_logger
 
 class Flaky(BaseTask):
     """Fails at first."""
@@ -515,7 +516,7 @@ async def test_no_line_is_missed_or_repeated_when_blocks_come_under_a_new_fence(
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     run = await insert(ledger)
     await write(ledger, run, 1, 0, "a", "b")
-    reader = Reader(Databases(ledger, ledger, 30.0, are_ready=True), run)
+    reader = Reader(Databases(ledger, ledger, get_settings(), are_ready=True), run)
     assert await everything(reader, 1) == ["a", "b"]
     await write(ledger, run, 3, 0, "e")
     await write(ledger, run, 1, 2, "c")

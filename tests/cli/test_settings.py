@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.config import Settings
-from service.database.histories import APPLICATION_HISTORIES
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.config import Settings
 from tests.commands import Batch, in_this_process, refuses
-from tests.migrations import add_migration
+from tests.migrations import APPLICATION_HISTORIES, add_migration
 
 HEADS = [history.revisions[-1] for history in (LEDGER_HISTORY, *APPLICATION_HISTORIES)]
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.ledger.states import RunState
-from service.cli.hints import NO_SERVICE
-from service.database.engine import Database
-from service.operations.asking.results import Node
-from service.operations.night.results import Status
-from service.testing.databases import wait_for
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.states import RunState
+from batch_system.cli.hints import NO_SERVICE
+from batch_system.database.engine import Database
+from batch_system.operations.asking.results import Node
+from batch_system.operations.night.results import Status
+from batch_system.testing.databases import wait_for
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
 from tests.cli.test_console import in_terminal, without_styles

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.cli.examples import EXAMPLES
-from service.cli.new import START
-from service.testing import kit
+from batch_system import clock
+from batch_system.cli.examples import EXAMPLES
+from batch_system.cli.new import START
+from batch_system.testing import kit
 from tests import preloaded
 from tests.commands import Batch, in_this_process, refuses
 from tests.processes import BATCH, ROOT, environment
@@ -26,7 +26,7 @@ from tests.processes import batch as command
 OCTOBER = datetime(2026, 10, 24, 12, tzinfo=UTC)
 
 REPORT = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Report(BaseTask):
     name, schedule, timezone = "report", "30 2 * * *", "Europe/Berlin"
@@ -104,8 +104,8 @@ def test_a_task_that_waits_for_one_that_nobody_knows_is_an_error(
 ) -> None:
     """And a task without a schedule of its own shows the next slots of the one that it follows."""
     text = (
-        "from service import BaseTask\nclass Load(BaseTask):\n    name, after = 'load', {}\n    "
-        "def run(self): ...\n"
+        "from batch_system import BaseTask\nclass Load(BaseTask):\n    name, after = 'load', {}\n"
+        "    def run(self): ...\n"
     )
     (tmp_path / "tasks" / "load.py").write_text(text.format("('report', 'rates')"))
     done = batch("lint", "load", "-n", "1")
@@ -119,8 +119,8 @@ def test_tasks_that_wait_for_each_other_are_an_error_with_their_names(
     batch: Batch, report: Path, tmp_path: Path
 ) -> None:
     text = (
-        "from service import BaseTask\nclass {0}(BaseTask):\n    name, after = '{0}', '{1}'\n    "
-        "def run(self): ...\n"
+        "from batch_system import BaseTask\nclass {0}(BaseTask):\n    name, after = '{0}', '{1}'\n"
+        "    def run(self): ...\n"
     )
     for name, other in (("A", "B"), ("B", "A")):
         (tmp_path / "tasks" / f"{name.lower()}.py").write_text(
@@ -158,7 +158,7 @@ def test_lint_as_json_has_rules_for_programs(batch: Batch, report: Path, tmp_pat
 
 
 NO_RUN = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Typo(BaseTask):
     name, schedule = "typo", "0 1 * * *"
@@ -566,7 +566,7 @@ def shown(folder: Path, *words: str) -> str:
 
 EACH_HELP = """
 import sys
-from service import cli
+from batch_system import cli
 
 for name in sys.argv[1:]:
     sys.argv = ["batch", *name.split(), "--help"]

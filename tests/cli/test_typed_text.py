@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.batch.cron.cron import Schedule
-from service.config import Settings
-from service.errors import InvalidSchedule
-from service.escaping import echoed
+from batch_system.batch.cron.cron import Schedule
+from batch_system.config import Settings
+from batch_system.errors import InvalidSchedule
+from batch_system.escaping import echoed
 from tests.commands import Batch, in_this_process, refuses
 
 LONG = 100_000
@@ -158,7 +158,7 @@ TEXT = "x" * LONG
 def test_what_was_typed_is_not_repeated_whole(batch: Batch, words: tuple[str, ...]) -> None:
     with open("tasks/any.py", "w") as file:
         file.write(
-            "from service import BaseTask\n"
+            "from batch_system import BaseTask\n"
             "class AnyTask(BaseTask):\n"
             "    name, schedule = 'any', None\n"
             "    async def run(self, number: int = 0) -> None: ...\n"

@@ -17,7 +17,7 @@ from tests.processes import batch, service
 
 TASKS = '''
 import asyncio
-from service import BaseTask
+from batch_system import BaseTask
 
 class Hello(BaseTask):
     """Says hello."""

@@ -22,13 +22,13 @@ import pytest
 from rich.console import Console, Group
 from sqlalchemy import update
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.cli import bar, progress
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.operations.runs import read, run_log
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.cli import bar, progress
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.operations.runs import read, run_log
 from tests.batch.ledger_world import until as in_time
 from tests.cli.test_runs import insert
 from tests.commands import Batch, Done, in_this_process, refuses
@@ -40,7 +40,7 @@ AT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
 SLOW = '''
 import asyncio
 from pathlib import Path
-from service import BaseTask, current_run, get_logger
+from batch_system import BaseTask, current_run, get_logger
 
 class Slow(BaseTask):
     """Says how far it is, until a file says that it may end."""
@@ -500,6 +500,6 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def test_watching_imports_no_rich_before_it_is_needed() -> None:
-    code = "import sys, service.cli; sys.exit('rich.live' in sys.modules)"
+    code = "import sys, batch_system.cli; sys.exit('rich.live' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), timeout=60)
     assert done.returncode == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from service.concurrency.background import Background, is_set_within
+from batch_system.concurrency.background import Background, is_set_within
 
 
 class Looping(Background):

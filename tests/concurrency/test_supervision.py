@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from service.batch.firing.dispatcher import Dispatcher
-from service.batch.nodes.loop_watchdog import EXIT_CODE
-from service.concurrency.background import Background
-from service.concurrency.limits import LimitReached, hold, limited
-from service.concurrency.supervisor import Supervisor
-from service.config import Settings
-from service.server.service import BatchService
+from batch_system.batch.firing.dispatcher import Dispatcher
+from batch_system.batch.nodes.loop_watchdog import EXIT_CODE
+from batch_system.concurrency.background import Background
+from batch_system.concurrency.limits import LimitReached, hold, limited
+from batch_system.concurrency.supervisor import Supervisor
+from batch_system.config import Settings
+from batch_system.server.service import BatchService
 from tests.processes import SERVE, service
 
 LOOPS = {
@@ -47,7 +47,7 @@ TASKS = """
 import asyncio
 import os
 
-from service import BaseTask
+from batch_system import BaseTask
 
 
 class Patient(BaseTask):

@@ -13,7 +13,7 @@ import dask
 from distributed import LocalCluster
 
 try:
-    from service.dask.local_cluster import KEEPS_NANNIES
+    from batch_system.dask.local_cluster import KEEPS_NANNIES
 except ImportError:  # a test has the workers use an older `service`
     KEEPS_NANNIES = {}
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.ledger import tables
-from service.database.engine import Database
+from batch_system.batch.ledger import tables
+from batch_system.database.engine import Database
 from tests.batch.test_runs import NOW
 from tests.dask.world import OF_POOL, Place
 from tests.databases import application_with_done

@@ -1,5 +1,5 @@
-"""What workers call in place of `service.server.dask_node`: it offers a task, whose tickets wait
-for the test.
+"""What workers call in place of `batch_system.server.dask_node`: it offers a task, whose tickets
+wait for the test.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import threading
 
 from distributed import Worker, WorkerPlugin
 
-from service.dask import resources
+from batch_system.dask import resources
 
 may_end = threading.Event()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from distributed import Client
 
-from service.batch.ledger import tables
+from batch_system.batch.ledger import tables
 from tests.batch.ledger_world import rows, until
 from tests.dask.world import Place
 from tests.processes import free_port, process, suspend
@@ -116,7 +116,7 @@ async def test_another_service_places_when_the_one_that_places_is_killed(place: 
 
 
 async def placing_node(place: Place) -> dict[str, object]:
-    from service.batch.ledger.duties import duties
+    from batch_system.batch.ledger.duties import duties
 
     (duty,) = await rows(place.ledger, duties, name="tickets")
     (node,) = await rows(place.ledger, tables.nodes, id=duty["node"])
@@ -267,7 +267,7 @@ async def test_a_worker_on_another_ledger_executes_nothing_of_it(
 @pytest.fixture
 async def ledger_copy(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A ledger that is not that of the service."""
-    from service.batch.ledger.migration import LEDGER_HISTORY
+    from batch_system.batch.ledger.migration import LEDGER_HISTORY
 
     databases = request.getfixturevalue("sqlite_databases")
     return str(await databases.make(tmp_path / "other.db", LEDGER_HISTORY))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.ledger import tables
+from batch_system.batch.ledger import tables
 from tests.batch.ledger_world import rows, until
 from tests.dask.world import Place
 from tests.docs_blocks import blocks, read
@@ -91,7 +91,7 @@ async def test_the_placer_of_the_docs_executes_runs_in_processes_of_its_own(plac
     (place.folder / "farm.py").write_text(farm.code)
     command = place.folder / "bin/batch"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m service "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m batch_system "$@"\n')
     command.chmod(0o755)
     path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
     served = place.serve("placer:farm:Farm", PATH=path)
@@ -129,7 +129,7 @@ async def test_without_the_extra_the_start_says_what_to_install(tmp_path: Path) 
     code = (
         "import sys; sys.path.insert(0, 'missing'); sys.argv = ['batch', 'serve', '--port', '0']\n"
     )
-    (tmp_path / "start.py").write_text(f"{code}from service.cli import main\nmain()\n")
+    (tmp_path / "start.py").write_text(f"{code}from batch_system.cli import main\nmain()\n")
     with process(
         tmp_path, (sys.executable, "start.py"), {"BATCH_POOL_CPU": "dask://127.0.0.1:1"}
     ) as served:

@@ -10,12 +10,12 @@ from itertools import pairwise
 import pytest
 from distributed import Scheduler, Worker
 
-from service import clock
-from service.batch.placing.placer import Needs
-from service.dask import cluster as cluster_module
-from service.dask import placer as placer_module
-from service.dask.cluster import Cluster
-from service.dask.placer import DaskPlacer
+from batch_system import clock
+from batch_system.batch.placing.placer import Needs
+from batch_system.dask import cluster as cluster_module
+from batch_system.dask import placer as placer_module
+from batch_system.dask.cluster import Cluster
+from batch_system.dask.placer import DaskPlacer
 from tests.batch.ledger_world import until
 from tests.dask import host
 from tests.processes import free_port
@@ -128,7 +128,7 @@ async def test_tickets_that_are_not_needed_any_more_are_released(world: World) -
 async def test_a_service_tries_ever_less_often_to_reach_a_lost_scheduler_and_logs_that_once(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "service.batch")
+    caplog.set_level(logging.INFO, "batch_system.batch")
     tried: list[float] = []
     new_client = cluster_module._new_client
 

@@ -8,9 +8,9 @@ import pytest
 from distributed import Client
 from sqlalchemy import func, select
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.ledger.duties import duties
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.duties import duties
 from tests.batch.ledger_world import rows, until
 from tests.dask.world import Place
 from tests.processes import batch

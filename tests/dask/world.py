@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from service.batch.ledger import run_logs, tables
-from service.database.engine import Database
+from batch_system.batch.ledger import run_logs, tables
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.batch.test_runs import insert, new
 from tests.databases import items_done
@@ -24,7 +24,7 @@ SETTINGS = {
 
 TASKS = """
 import asyncio, os, time
-from service import BaseTask, Retry, current_run, get_logger
+from batch_system import BaseTask, Retry, current_run, get_logger
 from sqlalchemy import text
 
 logger = get_logger("authors")

@@ -13,10 +13,10 @@ from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from service import call_db, get_db, logs, once
+from batch_system import call_db, get_db, logs, once
+from batch_system.batch.ledger.tables import new_id
+from batch_system.database.engine import Database
 from service.application.models import User
-from service.batch.ledger.tables import new_id
-from service.database.engine import Database
 from tests.batch.attempts import Begun
 
 Work = Callable[[AsyncSession], Awaitable[Any]]

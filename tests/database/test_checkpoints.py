@@ -16,9 +16,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from service.database import checkpoints, engine
-from service.database.checkpoints import Checkpoints
-from service.database.engine import Database
+from batch_system.database import checkpoints, engine
+from batch_system.database.checkpoints import Checkpoints
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import until
 
 PAGES = 2_000

@@ -19,9 +19,9 @@ import aiosqlite
 import pytest
 from sqlalchemy import text
 
-from service.database.engine import Database
-from service.database.sqlite_connections import _FileConnection
-from service.errors import DatabaseUnreachable
+from batch_system.database.engine import Database
+from batch_system.database.sqlite_connections import _FileConnection
+from batch_system.errors import DatabaseUnreachable
 
 CONNECTIONS = 4
 """Use one writing and three reading connections."""

@@ -22,14 +22,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.server.connections import MOST_CONNECTIONS, REQUEST_SECONDS, Connections, share_of
+from batch_system.server.connections import MOST_CONNECTIONS, REQUEST_SECONDS, Connections, share_of
 from tests.processes import SERVE, environment, service
 
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 OPENING = """
 import os
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 
 class Opening(BaseTask):
     name, schedule = "opening", "* * * * * *"
@@ -89,7 +89,7 @@ def limits_after_a_raise(hard: int) -> list[int]:
     100 and `hard`.
     """
     code = (
-        "import resource; from service.server.connections import raise_file_limit; "
+        "import resource; from batch_system.server.connections import raise_file_limit; "
         "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     command = [

@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy import make_url
 
-from service.backup.postgresql import snapshot
-from service.database.engine import Database
-from service.database.postgresql_connections import TCP_OPTIONS
-from service.database.urls import connect_arguments
-from service.testing.postgres import PostgresServer
+from batch_system.backup.postgresql import snapshot
+from batch_system.database.engine import Database
+from batch_system.database.postgresql_connections import TCP_OPTIONS
+from batch_system.database.urls import connect_arguments
+from batch_system.testing.postgres import PostgresServer
 from tests.faults.network import proxy_before
 
 

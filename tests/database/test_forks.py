@@ -7,7 +7,7 @@ import signal
 
 from sqlalchemy import text
 
-from service.database.engine import Database
+from batch_system.database.engine import Database
 
 
 async def test_a_transaction_ends_with_the_process_that_began_it_although_a_forked_child_lives(

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError
 
-from service.database.engine import Database
-from service.database.troubles import cause_of
+from batch_system.database.engine import Database
+from batch_system.database.troubles import cause_of
 
 BLOB = text("INSERT INTO rows VALUES (zeroblob(1000000))")
 

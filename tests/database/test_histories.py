@@ -7,16 +7,17 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.tables import ledger as ledger_tables
-from service.database import include_object
-from service.database.companions import companions
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES, DATA_HISTORY
-from service.database.migrate import migrate
-from service.database.our_tables import DATA_TABLES, LEDGER_TABLES
-from service.errors import DatabaseTooNew
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.tables import ledger as ledger_tables
+from batch_system.database import include_object
+from batch_system.database.companions import companions
+from batch_system.database.engine import Database
+from batch_system.database.histories import DATA_HISTORY
+from batch_system.database.migrate import migrate
+from batch_system.database.our_tables import DATA_TABLES, LEDGER_TABLES
+from batch_system.errors import DatabaseTooNew
 from tests.docs_blocks import blocks, read
+from tests.migrations import APPLICATION_HISTORIES
 
 ALEMBICS = "CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) PRIMARY KEY)"
 
@@ -46,7 +47,7 @@ async def test_a_clone_in_the_database_of_somebody_elses_alembic_is_told_how_to_
     async with database.engine.begin() as connection:
         for statement in (ALEMBICS, "INSERT INTO alembic_version VALUES ('5f3a9c')"):
             await connection.execute(text(statement))
-    with pytest.raises(DatabaseTooNew, match=r"migration 5f3a9c.*pip install PATH_OF_THE_CLONE"):
+    with pytest.raises(DatabaseTooNew, match=r"migration 5f3a9c.*BATCH_MIGRATIONS empty"):
         await migrate(database, *APPLICATION_HISTORIES)
     await database.dispose()
 

@@ -13,11 +13,11 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from service import clock, config, get_db
-from service.batch.ledger import tables
-from service.config import get_settings
-from service.database import engine
-from service.server.service import BatchService
+from batch_system import clock, config, get_db
+from batch_system.batch.ledger import tables
+from batch_system.config import get_settings
+from batch_system.database import engine
+from batch_system.server.service import BatchService
 from tests.batch.ledger_world import make_task, rows, until
 
 SECONDS = int(os.environ.get("WRITER_SECONDS", "11"))

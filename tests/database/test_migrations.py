@@ -11,16 +11,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, text
 
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.database.alembic_history import script_directory
+from batch_system.database.companions import companions
+from batch_system.database.engine import Database
+from batch_system.database.histories import DATA_HISTORY
+from batch_system.database.migrate import LAST_BEFORE_RELEASE, History, migrate
+from batch_system.database.our_tables import include_object
+from batch_system.errors import DatabaseTooNew, DatabaseTooOld, DatabaseUnreachable
 from service.application.models import Base
-from service.batch.ledger import tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.database.alembic_history import script_directory
-from service.database.companions import companions
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES, DATA_HISTORY
-from service.database.migrate import LAST_BEFORE_RELEASE, History, migrate
-from service.database.our_tables import include_object
-from service.errors import DatabaseTooNew, DatabaseTooOld, DatabaseUnreachable
+from tests.migrations import APPLICATION_HISTORIES
 
 
 def differences(
@@ -75,9 +76,9 @@ def test_the_files_of_the_migrations_are_named_by_their_revisions_in_their_order
 
 MIGRATE = """
 import asyncio, sys
-from service.database.engine import Database
-from service.database.migrate import History, migrate
-from service.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.database.engine import Database
+from batch_system.database.migrate import History, migrate
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
 
 async def main():
     database = Database(sys.argv[1], setting="LEDGER_URL", pooled=False)

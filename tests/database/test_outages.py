@@ -19,17 +19,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from service import BaseTask, start
-from service.batch.ledger import tables
-from service.config import Settings, forget_settings
-from service.database.engine import Database
-from service.errors import DatabaseUnreachable
-from service.operations.asking.context import Loaded
-from service.operations.operations import Operations
-from service.server.uvicorn import offer_sign_in
-from service.testing.databases import wait_for
-from service.testing.postgres import OwnServer, find_binaries
-from service.verbs.tasks import ListTasks, PauseTask
+from batch_system import BaseTask, start
+from batch_system.batch.ledger import tables
+from batch_system.config import Settings, forget_settings
+from batch_system.database.engine import Database
+from batch_system.errors import DatabaseUnreachable
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations
+from batch_system.server.uvicorn import offer_sign_in
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import OwnServer, find_binaries
+from batch_system.verbs.tasks import ListTasks, PauseTask
 from tests.outages import Case, locked, until
 from tests.processes import SERVE, process
 

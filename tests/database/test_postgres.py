@@ -14,11 +14,11 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from service.testing.postgres import OwnServer, PostgresServer, find_binaries, start_server
+from batch_system.testing.postgres import OwnServer, PostgresServer, find_binaries, start_server
 
 ROOT = Path(__file__).parents[2]
 OWNER = """
-from service.testing.postgres import find_binaries, OwnServer
+from batch_system.testing.postgres import find_binaries, OwnServer
 server = OwnServer(find_binaries(), fast=True)
 print(server.directory, flush=True)
 input()

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select
 
-from service import current_run, get_db
-from service.application.models import User
-from service.batch.nodes.roles import BY_HAND
-from service.batch.queue.enqueue import start
-from service.config import get_settings
-from service.database.companions import checkpoints
-from service.database.engine import Database
-from service.database.session import (
+from batch_system import current_run, get_db
+from batch_system.batch.nodes.roles import BY_HAND
+from batch_system.batch.queue.enqueue import start
+from batch_system.config import get_settings
+from batch_system.database.companions import checkpoints
+from batch_system.database.engine import Database
+from batch_system.database.session import (
     application_database,
     leave_application_database,
     use_application_database,
 )
-from service.errors import LeaseLost
-from service.server.service import BatchService
+from batch_system.errors import LeaseLost
+from batch_system.server.service import BatchService
+from service.application.models import User
 from tests.batch.ledger_world import make_task, until
 
 

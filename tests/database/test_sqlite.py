@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from service import BaseTask, get_db
-from service.database import engine, sqlite_connections
-from service.database.engine import Database
-from service.database.session import leave_application_database, use_application_database
-from service.database.writers import session_owner
-from service.errors import DatabaseBusy, SecondWriter
+from batch_system import BaseTask, get_db
+from batch_system.database import engine, sqlite_connections
+from batch_system.database.engine import Database
+from batch_system.database.session import leave_application_database, use_application_database
+from batch_system.database.writers import session_owner
+from batch_system.errors import DatabaseBusy, SecondWriter
 
 
 class ByHand(BaseTask):
@@ -174,7 +174,7 @@ async def test_two_writing_sessions_one_after_the_other_are_fine(database: Datab
 async def test_a_writing_session_that_is_held_open_is_logged_with_its_place(
     database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.database.writers.LONG_SECONDS", 0.01)
+    monkeypatch.setattr("batch_system.database.writers.LONG_SECONDS", 0.01)
     async with get_db() as db:
         await db.execute(text("UPDATE counter SET n = 1"))
         await asyncio.sleep(0.03)

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from service.database.engine import Database
-from service.database.sqlite_connections import FIRST_ROWS
+from batch_system.database.engine import Database
+from batch_system.database.sqlite_connections import FIRST_ROWS
 
 NUMBERS = text(
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT :count) SELECT i FROM n"

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service import BatchError, call_async, call_db, get_db
+from batch_system import BatchError, call_async, call_db, get_db
+from batch_system.database import writers
+from batch_system.database.engine import Database
 from service.application.models import User
-from service.database import writers
-from service.database.engine import Database
 from tests.batch.attempts import ending_of
 
 

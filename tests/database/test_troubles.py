@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Column, Enum, MetaData, String, Table, text
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from service.database.engine import Database
+from batch_system.database.engine import Database
 
 SECRET = "topsecretvalue"
 

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import literal, literal_column, select
 from sqlalchemy.exc import StatementError
 
-from service.database.engine import Database
-from service.database.types import UtcDateTime
+from batch_system.database.engine import Database
+from batch_system.database.types import UtcDateTime
 
 TOKYO = datetime(2026, 3, 10, 21, 0, 30, 123_456, tzinfo=ZoneInfo("Asia/Tokyo"))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.testing.databases import wait_for
-from service.testing.postgres import OwnServer, find_binaries
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import OwnServer, find_binaries
 from tests.days.story import TWELVE, Story
 
 LONGEST = (

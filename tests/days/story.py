@@ -26,8 +26,8 @@ from typing import Any
 import httpx
 from sqlalchemy import text
 
-from service.database.engine import Database
-from service.testing.databases import wait_for
+from batch_system.database.engine import Database
+from batch_system.testing.databases import wait_for
 from tests import preloaded
 from tests.preloaded import Forked
 from tests.processes import BATCH, SERVE, environment, suspend
@@ -44,7 +44,7 @@ import asyncio
 import os
 import time
 
-from service import Alerts, BaseTask, current_run
+from batch_system import Alerts, BaseTask, current_run
 
 
 def note(what):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.incidents.problem import FEWEST
-from service.testing.databases import wait_for
-from service.testing.postgres import OwnServer, find_binaries
+from batch_system.batch.incidents.problem import FEWEST
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import OwnServer, find_binaries
 from tests.days.story import TWELVE, Story
 
 pytestmark = pytest.mark.days
@@ -22,7 +22,7 @@ class Reader{number}(BaseTask):
     async def run(self):
         from sqlalchemy import text
 
-        from service import get_db
+        from batch_system import get_db
 
         async with get_db() as db:
             await db.execute(text("SELECT 1"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.testing.databases import wait_for
-from service.testing.postgres import OwnServer
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import OwnServer
 from tests.days.story import MISSED, Story
 from tests.faults.wrong_clock import SERVE, WrongClock
 

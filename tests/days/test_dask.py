@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from service.testing.databases import wait_for
-from service.testing.postgres import OwnServer
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import OwnServer
 from tests.days.story import TWELVE, Story
 from tests.processes import environment, free_port
 

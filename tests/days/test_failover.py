@@ -17,8 +17,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from service.testing.databases import wait_for
-from service.testing.postgres import OwnServer, find_binaries
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import OwnServer, find_binaries
 from tests.days.story import Story
 from tests.faults.network import Proxy, proxy
 

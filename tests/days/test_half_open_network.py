@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from service.testing.databases import wait_for
-from service.testing.postgres import OwnServer, find_binaries
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import OwnServer, find_binaries
 from tests.days.story import MISSED, Story, down
 from tests.faults.network import Proxy, proxy
 

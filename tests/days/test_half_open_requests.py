@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.server.connections import raise_file_limit
+from batch_system.server.connections import raise_file_limit
 from tests.processes import SERVE, Service, batch, service
 
 ATTACKERS = 1_000
@@ -37,7 +37,7 @@ PATHS = (
 LIMITED = ("sh", "-c", 'ulimit -n 1024 && exec "$@"', "sh", *SERVE)
 
 TICK = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Tick(BaseTask):
     name, schedule, overlap = "tick", "* * * * * *", "allow"

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from service.testing.databases import wait_for
-from service.testing.postgres import OwnServer
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import OwnServer
 from tests.days.story import MISSED, TWELVE, Story, down
 
 pytestmark = pytest.mark.days

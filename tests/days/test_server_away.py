@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.testing.databases import wait_for
-from service.testing.postgres import OwnServer
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import OwnServer
 from tests.days.story import MISSED, Story, down
 
 pytestmark = pytest.mark.days

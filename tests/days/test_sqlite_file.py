@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.nodes.loop_watchdog import EXIT_CODE
+from batch_system.batch.nodes.loop_watchdog import EXIT_CODE
 from tests.days.story import MISSED, Story, down, plain
 from tests.processes import BATCH
 
@@ -89,7 +89,7 @@ def test_the_file_is_damaged(files: Story) -> None:
         "files beside it away: a service then begins with a new ledger, so tasks fire from then "
         "on, and their history is lost. Backups do not include the ledger; `sqlite3 FILE "
         ".recover` saves what can be read; this process ends with the exit code 70, so that it is "
-        "started anew [service.batch]"
+        "started anew [batch_system.batch]"
     )
 
 

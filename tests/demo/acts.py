@@ -10,14 +10,14 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from service import clock
-from service.batch.ledger.run_logs import LogLine
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import RunState
-from service.operations.asking.filter import RunFilter
-from service.operations.bulks.bulk import carry_out
-from service.verbs.bulks import BeginBulk, PreviewBulk
-from service.verbs.run_changes import CancelRun, RetryRun, StartRun
+from batch_system import clock
+from batch_system.batch.ledger.run_logs import LogLine
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.states import RunState
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.operations.bulks.bulk import carry_out
+from batch_system.verbs.bulks import BeginBulk, PreviewBulk
+from batch_system.verbs.run_changes import CancelRun, RetryRun, StartRun
 from tests.demo.cast import PARTS
 from tests.demo.failing import failure_of
 from tests.demo.times import SHORTLY

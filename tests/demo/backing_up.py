@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from service import clock
-from service.backup.file.folder import PIN, STAMP
-from service.backup.places.place import FOLDER
-from service.batch.ledger import backups
-from service.batch.ledger.backups import CHECKSUMS, RESTORED, Facts
+from batch_system import clock
+from batch_system.backup.file.folder import PIN, STAMP
+from batch_system.backup.places.place import FOLDER
+from batch_system.batch.ledger import backups
+from batch_system.batch.ledger.backups import CHECKSUMS, RESTORED, Facts
 from tests.demo import files
 from tests.demo.acts import nothing
 from tests.demo.ordinary import Made

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
-from service.batch.ledger.states import Rank
-from service.verbs.tasks import PauseTask, ResumeTask
+from batch_system.batch.ledger.states import Rank
+from batch_system.verbs.tasks import PauseTask, ResumeTask
 from tests.demo import acts
 from tests.demo.acts import ByHand, Told
 from tests.demo.ordinary import Maker

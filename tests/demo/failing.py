@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import jinja2
 
-from service import failures
-from service.batch.execution.fingerprint import TIMED_OUT, fingerprint_of
-from service.batch.ledger.run_logs import LogLine
-from service.errors import RetryAfter
+from batch_system import failures
+from batch_system.batch.execution.fingerprint import TIMED_OUT, fingerprint_of
+from batch_system.batch.ledger.run_logs import LogLine
+from batch_system.errors import RetryAfter
 from tests.demo.cast import PARTS
 
 TIMED_OUT_AFTER = "timed out after "
@@ -61,7 +61,7 @@ class Failure:
     def line(self, at: datetime, follows: str = "") -> LogLine:
         """The last line of the attempt's log, which the service writes."""
         text = f"{self.task} failed: {self.reason}{follows}\n{failures.traceback_of(self.error)}"
-        return LogLine(stamp(at), "error", "service.batch", text)
+        return LogLine(stamp(at), "error", "batch_system.batch", text)
 
 
 def failure_of(task: str, expression: str) -> Failure:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from service.batch.nodes.process_lock import PREFIX, is_gone
+from batch_system.batch.nodes.process_lock import PREFIX, is_gone
 from tests.demo.cast import CAST, SHIPPED, Part
 
 SETTINGS: Mapping[str, str] = {
@@ -80,7 +80,7 @@ def write_backup(folder: Path, name: str, size: int) -> None:
 
 def _shipped(part: Part) -> str:
     return (
-        f"from service.shipped import {part.name}\n\n\n"
+        f"from batch_system.shipped import {part.name}\n\n\n"
         f"class {part.class_name}({part.name}.{part.class_name}):\n"
         f'    """{part.description}."""\n'
     )
@@ -101,7 +101,7 @@ def source_of(part: Part) -> str:
 
 import asyncio
 {dates}
-{imports}{chr(10) if imports else ""}from service import {", ".join(sorted(names))}
+{imports}{chr(10) if imports else ""}from batch_system import {", ".join(sorted(names))}
 
 logger = get_logger(__name__)
 

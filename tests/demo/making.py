@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
-from service import clock
-from service.batch.night import keeper
-from service.batch.night.keeper import TallyKeeper
-from service.batch.nodes.outage import Outage
-from service.batch.tasks.live_reload import TasksFolder
-from service.batch.tasks.registry import Task
-from service.config import forget_settings, get_settings
-from service.operations.asking.databases import open_databases
+from batch_system import clock
+from batch_system.batch.night import keeper
+from batch_system.batch.night.keeper import TallyKeeper
+from batch_system.batch.nodes.outage import Outage
+from batch_system.batch.tasks.live_reload import TasksFolder
+from batch_system.batch.tasks.registry import Task
+from batch_system.config import forget_settings, get_settings
+from batch_system.operations.asking.databases import open_databases
 from tests.demo import acts, backing_up, earlier, files, services, story
 from tests.demo.cast import CAST, FEED_BEFORE, Part
 from tests.demo.ordinary import Made, Maker

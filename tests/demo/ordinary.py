@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from service.batch.cron.cron import schedule
-from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.states import Origin, Rank, RunState
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.batch.ledger.states import Origin, Rank, RunState
 from tests.demo.cast import Part
 from tests.demo.failing import Failure, failure_of, stamp
 from tests.demo.times import DOWNS, NOW, SERVICES, at

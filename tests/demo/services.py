@@ -13,19 +13,19 @@ from unittest.mock import patch
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.cron.cron import Schedule
-from service.batch.firing import task_sync
-from service.batch.firing.misfires import plan_slots
-from service.batch.ledger import missed_ranges, nodes, schedules, wakes
-from service.batch.ledger.people import audit
-from service.batch.ledger.people.audit import By
-from service.batch.ledger.states import Rank
-from service.batch.ledger.tables import nodes as nodes_table
-from service.batch.ledger.tables import schedules as schedules_table
-from service.batch.nodes import orphans
-from service.batch.nodes.node import package_version
-from service.server import deploys
+from batch_system import clock
+from batch_system.batch.cron.cron import Schedule
+from batch_system.batch.firing import task_sync
+from batch_system.batch.firing.misfires import plan_slots
+from batch_system.batch.ledger import missed_ranges, nodes, schedules, wakes
+from batch_system.batch.ledger.people import audit
+from batch_system.batch.ledger.people.audit import By
+from batch_system.batch.ledger.states import Rank
+from batch_system.batch.ledger.tables import nodes as nodes_table
+from batch_system.batch.ledger.tables import schedules as schedules_table
+from batch_system.batch.nodes import orphans
+from batch_system.batch.nodes.node import package_version
+from batch_system.server import deploys
 from tests.demo.cast import CAST, FEED_BEFORE, PARTS
 from tests.demo.ordinary import Maker
 from tests.demo.times import DOWNS, FORTNIGHT, LONG_AGO, NOW, SERVICES, SHORTLY, Down, Service

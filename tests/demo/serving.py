@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from service import clock
-from service.batch.nodes import node as node_module
-from service.batch.nodes.process_lock import PREFIX
-from service.cli import main
-from service.database.types import stamp
-from service.server import deploys
+from batch_system import clock
+from batch_system.batch.nodes import node as node_module
+from batch_system.batch.nodes.process_lock import PREFIX
+from batch_system.cli import main
+from batch_system.database.types import stamp
+from batch_system.server import deploys
 from tests.demo import files
 from tests.demo.story import DONE, EXPORT, RATE
 from tests.demo.times import NOW

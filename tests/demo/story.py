@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
-from service import clock
-from service.batch.cron.cron import schedule
-from service.batch.firing.overlap import Overlap
-from service.batch.ledger import attempts, missed_ranges, run_logs, runs, schedules
-from service.batch.ledger.missed_ranges import Cause, MissedRange
-from service.batch.ledger.run_logs import Block
-from service.batch.ledger.runs import Active, Claimed
-from service.batch.ledger.states import Origin, Rank
-from service.verbs.incidents import AcknowledgeIncident, ListIncidents
-from service.verbs.tasks import PauseTask
+from batch_system import clock
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.firing.overlap import Overlap
+from batch_system.batch.ledger import attempts, missed_ranges, run_logs, runs, schedules
+from batch_system.batch.ledger.missed_ranges import Cause, MissedRange
+from batch_system.batch.ledger.run_logs import Block
+from batch_system.batch.ledger.runs import Active, Claimed
+from batch_system.batch.ledger.states import Origin, Rank
+from batch_system.verbs.incidents import AcknowledgeIncident, ListIncidents
+from batch_system.verbs.tasks import PauseTask
 from tests.demo import acts
 from tests.demo.acts import SECOND, ByHand, Told
 from tests.demo.cast import NO_VAT_ID, REFUSED, UNAUTHORIZED, WAIT_FOR_FILE

@@ -15,23 +15,23 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from service import clock
-from service.batch.incidents.watch import Watch
-from service.batch.incidents.watched import Thresholds
-from service.batch.ledger import json_rows, run_logs, runs, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.run_logs import Block, LogLine
-from service.batch.ledger.runs import Claimed, NewRun, claimed_from
-from service.batch.ledger.states import RunState
-from service.batch.nodes import ledger_poll
-from service.batch.nodes.outage import Outage
-from service.batch.tasks.registry import Task
-from service.config import Settings
-from service.database import types
-from service.database.engine import Database
-from service.operations.asking.actor import Actor
-from service.operations.asking.context import Loaded
-from service.operations.operations import Operations
+from batch_system import clock
+from batch_system.batch.incidents.watch import Watch
+from batch_system.batch.incidents.watched import Thresholds
+from batch_system.batch.ledger import json_rows, run_logs, runs, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.batch.ledger.runs import Claimed, NewRun, claimed_from
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.nodes import ledger_poll
+from batch_system.batch.nodes.outage import Outage
+from batch_system.batch.tasks.registry import Task
+from batch_system.config import Settings
+from batch_system.database import types
+from batch_system.database.engine import Database
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations
 from tests.demo.failing import Failure, stamp
 from tests.demo.ordinary import SEED, Made
 from tests.demo.times import SERVICES

@@ -19,23 +19,23 @@ import pytest
 from sqlalchemy import func, select
 from starlette.routing import compile_path
 
-from service import get_db
-from service.app import create_app
+from batch_system import get_db
+from batch_system.app import create_app
+from batch_system.batch.ledger import run_query, tables
+from batch_system.batch.ledger.states import ACTIVE
+from batch_system.operations.asking import actor
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.operations.backups.backups import Backups
+from batch_system.operations.bulks import bulk
+from batch_system.operations.people import access
+from batch_system.operations.people.results import MOST_CHANGES
+from batch_system.operations.runs.results import MOST_RUNS
+from batch_system.server.service import BatchService
+from batch_system.verbs.access import LONGEST_DAYS
+from batch_system.verbs.run_changes import LONGEST_KEY
+from batch_system.verbs.runs import ShowLog
+from batch_system.web import events, headers, live, problems, routes
 from service.application.models import User
-from service.batch.ledger import run_query, tables
-from service.batch.ledger.states import ACTIVE
-from service.operations.asking import actor
-from service.operations.asking.filter import RunFilter
-from service.operations.backups.backups import Backups
-from service.operations.bulks import bulk
-from service.operations.people import access
-from service.operations.people.results import MOST_CHANGES
-from service.operations.runs.results import MOST_RUNS
-from service.server.service import BatchService
-from service.verbs.access import LONGEST_DAYS
-from service.verbs.run_changes import LONGEST_KEY
-from service.verbs.runs import ShowLog
-from service.web import events, headers, live, problems, routes
 from tests.batch.ledger_world import until
 from tests.docs_blocks import Message, blocks, exchanges, masked, read, rows, section
 from tests.web.conftest import client_of

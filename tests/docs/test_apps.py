@@ -26,18 +26,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from service import config, logs, start
-from service.app import create_app, lifespan
-from service.batch.context.attempt_state import LogBuffer
-from service.errors import InvalidSetting
-from service.web.api import routes
+from batch_system import config, logs, start
+from batch_system.app import create_app, lifespan
+from batch_system.batch.context.attempt_state import LogBuffer
+from batch_system.errors import InvalidSetting
+from batch_system.web.api import routes
 from tests.batch.ledger_world import rows, until
 from tests.docs.test_docs import Block, blocks, read
 from tests.processes import START_SECONDS, Service, environment, process
 from tests.server.test_serve import ledger_in
 
 MANUAL = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Manual(BaseTask):
     name, schedule = "manual", None
@@ -211,11 +211,11 @@ async def test_where_nobody_started_the_service_it_is_not_ready_and_says_what_to
     async with answering(Starlette(routes=routing)) as client:
         answer = await client.get("/batch/readyz")
         assert answer.status_code == 503
-        assert "must enter service.app.lifespan" in answer.json()["reasons"]["service"]
+        assert "must enter batch_system.app.lifespan" in answer.json()["reasons"]["service"]
         assert (await client.get("/batch/healthz")).status_code == 200
         jobs = await client.get("/batch/scheduler/jobs")
         assert jobs.status_code == 503
-        assert "must enter service.app.lifespan" in jobs.json()["detail"]
+        assert "must enter batch_system.app.lifespan" in jobs.json()["detail"]
 
 
 async def test_an_application_does_not_start_without_the_service(
@@ -249,7 +249,7 @@ async def test_the_application_keeps_its_own_settings_of_garbage_collection() ->
 TALKS = """
 import logging
 import structlog
-from service import BaseTask, get_logger
+from batch_system import BaseTask, get_logger
 
 logger = get_logger(__name__)
 
@@ -290,8 +290,8 @@ logging.config.dictConfig({
 PROGRAM = """
 import asyncio, json, logging, structlog
 from starlette.applications import Starlette
-from service.app import lifespan
-from service.batch.ledger import run_logs
+from batch_system.app import lifespan
+from batch_system.batch.ledger import run_logs
 from tests.batch.ledger_world import rows, until
 
 def state():

@@ -118,7 +118,8 @@ def test_every_file_that_the_guide_names_is_there() -> None:
     ]
     assert len(named) > 20 and [name for name in named if not (ROOT / name).exists()] == []
     modules = re.findall(r"`(\w+\.py)`", GUIDE)
-    assert len(modules) > 4 and [m for m in modules if not list((ROOT / "service").rglob(m))] == []
+    code = ROOT / "batch_system"
+    assert len(modules) > 4 and [m for m in modules if not list(code.rglob(m))] == []
 
 
 def test_every_target_of_make_that_the_guide_names_is_there() -> None:
@@ -134,7 +135,7 @@ def test_every_target_of_make_that_the_guide_names_is_there() -> None:
 def test_every_environment_variable_of_the_tests_is_one_that_they_read() -> None:
     named = re.findall(r"`((?:PG|TEST)_\w+)`", GUIDE)
     assert len(named) == 2 and all(
-        f'"{name}"' in (ROOT / "service/testing/postgres.py").read_text() for name in named
+        f'"{name}"' in (ROOT / "batch_system/testing/postgres.py").read_text() for name in named
     )
 
 

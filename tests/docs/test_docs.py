@@ -16,20 +16,20 @@ from typing import Any, NamedTuple
 import pytest
 import typer.main
 
-import service
-from service.batch.execution.run_here import ManualRun
-from service.batch.ledger.states import TRANSITIONS, Origin, RunState
-from service.batch.ledger.tables import ledger
-from service.batch.nodes.roles import BY_HAND
-from service.batch.tasks.base import BaseTask
-from service.batch.tasks.declaration import MISSED, OVERLAP, Missed, Retry
-from service.cli import cli
-from service.cli.filters import FILTER
-from service.cli.hints import NO_SERVICE
-from service.config import Settings, get_settings
-from service.database.companions import companions
-from service.operations.asking.filter import RunFilter
-from service.server.service import BatchService
+import batch_system
+from batch_system.batch.execution.run_here import ManualRun
+from batch_system.batch.ledger.states import TRANSITIONS, Origin, RunState
+from batch_system.batch.ledger.tables import ledger
+from batch_system.batch.nodes.roles import BY_HAND
+from batch_system.batch.tasks.base import BaseTask
+from batch_system.batch.tasks.declaration import MISSED, OVERLAP, Missed, Retry
+from batch_system.cli import cli
+from batch_system.cli.filters import FILTER
+from batch_system.cli.hints import NO_SERVICE
+from batch_system.config import Settings, get_settings
+from batch_system.database.companions import companions
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.server.service import BatchService
 from tests import first, preloaded
 from tests.docs_blocks import (
     ROOT,
@@ -46,7 +46,7 @@ from tests.docs_blocks import (
 from tests.processes import BATCH, environment
 from tests.processes import service as running_service
 
-# Settings: .env.example and service/settings say the same.
+# Settings: .env.example and batch_system/settings say the same.
 
 
 class Example(NamedTuple):
@@ -227,7 +227,9 @@ def test_the_glossary_is_in_alphabetical_order() -> None:
 
 def test_the_modules_of_batch_and_the_tables_are_named_by_terms_of_the_glossary() -> None:
     modules = [
-        path.stem for path in (ROOT / "service/batch").glob("*/*.py") if path.stem != "__init__"
+        path.stem
+        for path in (ROOT / "batch_system/batch").glob("*/*.py")
+        if path.stem != "__init__"
     ]
     tables = [name.removeprefix("batch_") for name in (*ledger.tables, *companions.tables)]
     assert words_without_a_term([*modules, *tables]) == set()
@@ -382,5 +384,5 @@ def test_the_japanese_readme_has_the_same_names() -> None:
 
 def test_every_name_for_authors_is_in_the_docs() -> None:
     assert [
-        name for name in service.__all__ if not re.search(rf"\b{name}\b", documentation())
+        name for name in batch_system.__all__ if not re.search(rf"\b{name}\b", documentation())
     ] == []

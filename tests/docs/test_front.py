@@ -11,19 +11,19 @@ from pathlib import Path
 import httpx
 from sqlalchemy import select
 
-from service.batch.ledger import tables
+from batch_system.batch.ledger import tables
 from tests.processes import process
 from tests.server.test_serve import BY_HAND, ledger_in, make_folder
 
 SERVE = """
-from service.cli import main
+from batch_system.cli import main
 sys.argv = ["batch", "serve", "--port", "0"]
 main()
 """
 
 LATE = """
 import pathlib, sys, time
-from service.server import app
+from batch_system.server import app
 
 create_app = app.create_app
 
@@ -38,7 +38,7 @@ app.create_app = create_late
 BROKEN = """
 import sys
 
-sys.modules["service.server.app"] = None
+sys.modules["batch_system.server.app"] = None
 """
 
 
@@ -82,7 +82,7 @@ async def test_a_service_whose_pages_cannot_be_imported_says_so_and_ends(tmp_pat
     assert (
         broken.stderr.rstrip()
         .rpartition("\n")[2]
-        .startswith("ModuleNotFoundError: import of service.server.app")
+        .startswith("ModuleNotFoundError: import of batch_system.server.app")
     )
     async with ledger_in(tmp_path) as ledger, ledger.reader.connect() as connection:
         [node] = await connection.execute(select(tables.nodes))

@@ -18,11 +18,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.batch.ledger.states import IncidentKind
-from service.metrics.process import Fate, LedgerWork
-from service.operations.asking.actor import ROLES
-from service.verbs.run_changes import StartRun
-from service.verbs.runs import ShowRun
+from batch_system.batch.ledger.states import IncidentKind
+from batch_system.metrics.process import Fate, LedgerWork
+from batch_system.operations.asking.actor import ROLES
+from batch_system.verbs.run_changes import StartRun
+from batch_system.verbs.runs import ShowRun
 from tests.batch.ledger_world import until
 from tests.docs_blocks import read, rows, section
 from tests.web.conftest import Served, served

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from service import errors, get_db, start
+from batch_system import errors, get_db, start
+from batch_system.batch.context.current_run import CurrentRun
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.firing.misfires import plan_slots
+from batch_system.batch.ledger.states import TRANSITIONS, RunState
+from batch_system.batch.tasks.base import BaseTask
+from batch_system.batch.tasks.declaration import MISSED, OVERLAP, Missed, Retry
+from batch_system.config import Settings, get_settings
+from batch_system.database.engine import Database
+from batch_system.testing import Batch
 from service.application.models import User
-from service.batch.context.current_run import CurrentRun
-from service.batch.cron.cron import schedule
-from service.batch.firing.misfires import plan_slots
-from service.batch.ledger.states import TRANSITIONS, RunState
-from service.batch.tasks.base import BaseTask
-from service.batch.tasks.declaration import MISSED, OVERLAP, Missed, Retry
-from service.config import Settings, get_settings
-from service.database.engine import Database
-from service.testing import Batch
 from tests.docs.test_docs import commands, options, selects_runs, supported_attributes
 from tests.docs_blocks import (
     ELSEWHERE,

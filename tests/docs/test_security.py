@@ -16,14 +16,14 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from service.app import create_app
-from service.config import forget_settings
-from service.operations.people.access import create_token
-from service.operations.runs.change import prune
-from service.settings.urls import async_url
-from service.testing.postgres import PostgresServer
-from service.verbs.access import RevokeToken
-from service.web import access, events, live
+from batch_system.app import create_app
+from batch_system.config import forget_settings
+from batch_system.operations.people.access import create_token
+from batch_system.operations.runs.change import prune
+from batch_system.settings.urls import async_url
+from batch_system.testing.postgres import PostgresServer
+from batch_system.verbs.access import RevokeToken
+from batch_system.web import access, events, live
 from tests.batch.ledger_world import until
 from tests.docs_blocks import blocks, read
 from tests.web.conftest import Served, client_of, served
@@ -129,7 +129,7 @@ async def test_with_the_privileges_of_the_page_the_service_works_and_can_only_ad
 
 
 HELLO = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Hello(BaseTask):
     name, schedule = "hello", "0 3 * * *"

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from service.config import Settings
+from batch_system.config import Settings
 from tests.processes import Service, process
 
 ROOT = Path(__file__).parent.parent.parent

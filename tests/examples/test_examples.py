@@ -12,6 +12,10 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from batch_system import TaskRegistry, current_run, get_db
+from batch_system.batch.context.current_run import state_of
+from batch_system.testing import Batch
+from batch_system.testing.records import RunRecord
 from examples.api import APITask
 from examples.chunked import ChunkedTask
 from examples.custom import MyCustomTask
@@ -22,11 +26,7 @@ from examples.monitored import MonitoredTask
 from examples.robust import RobustTask
 from examples.start_other import GreetNewUsersTask, GreetUserTask
 from examples.sync import SyncTask
-from service import TaskRegistry, current_run, get_db
 from service.application.models import Session, User
-from service.batch.context.current_run import state_of
-from service.testing import Batch
-from service.testing.records import RunRecord
 from tests.batch.ledger_world import until_counted
 from tests.examples.local_api import LocalAPI
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.tasks.discovery import load_tasks
-from service.batch.tasks.registry import TaskRegistry
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.batch.tasks.registry import TaskRegistry
 from tests.processes import batch, environment, service
 
 ROOT = Path(__file__).parent.parent.parent
@@ -80,7 +80,7 @@ def test_lint_finds_nothing(folder: Path) -> None:
 def test_the_commands_of_the_readme_work(folder: Path) -> None:
     [block] = re.findall(r"^```console\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     commands = "\n".join(line.removeprefix("$ ") for line in block.splitlines())
-    script = f'set -e\nbatch() {{ "{sys.executable}" -m service "$@"; }}\n{commands}'
+    script = f'set -e\nbatch() {{ "{sys.executable}" -m batch_system "$@"; }}\n{commands}'
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=folder,

@@ -15,7 +15,7 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from service import (
+from batch_system import (
     After,
     BaseTask,
     Done,

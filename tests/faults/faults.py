@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
-from service.errors import DatabaseError
+from batch_system.errors import DatabaseError
 from tests.faults.nodes import Nodes, come_to_rest
 from tests.faults.observer import observer
 from tests.faults.world import LEASE, NUMBER, WITH_CHILDREN, World

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from service.testing.postgres import PostgresServer
+from batch_system.testing.postgres import PostgresServer
 from tests.processes import environment
 
 

@@ -20,9 +20,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from service.batch.ledger.states import FINAL
-from service.database.engine import Database
-from service.errors import DatabaseError
+from batch_system.batch.ledger.states import FINAL
+from batch_system.database.engine import Database
+from batch_system.errors import DatabaseError
 from tests.processes import environment
 
 LOOK_SECONDS = 0.3

@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 
-from service.batch.ledger.states import FINAL
+from batch_system.batch.ledger.states import FINAL
 from tests.faults.evidence import Evidence, Row
 
 TASKS = ("sums", "pooled_sums")

@@ -190,10 +190,11 @@ def test_what_a_person_asked_for_may_happen_again() -> None:
 def test_a_traceback_is_strange_unless_it_is_a_tasks_own() -> None:
     trace = "Traceback (most recent call last):\n  File ...\nValueError: x\n"
     of_a_task = (
-        f"2026-11-25T19:13:08.037Z [error    ] t failed [service.batch] run=1 task=t\n{trace}"
+        f"2026-11-25T19:13:08.037Z [error    ] t failed [batch_system.batch] run=1 task=t\n{trace}"
     )
     assert list(strange_errors(of_a_task)) == []
-    ours = f"{of_a_task}2026-11-25T19:13:08.037Z [error    ] firing failed [service.batch]\n{trace}"
+    line = "2026-11-25T19:13:08.037Z [error    ] firing failed [batch_system.batch]"
+    ours = f"{of_a_task}{line}\n{trace}"
     (found,) = strange_errors(ours)
     assert "firing failed" in found and "ValueError" in found
     assert list(strange_errors(trace))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from service.testing.postgres import OwnServer, find_binaries
+from batch_system.testing.postgres import OwnServer, find_binaries
 from tests.faults.checks import wrong
 from tests.faults.evidence import gather, summary
 from tests.faults.faults import disturb, plan

@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url
 
-from service import clock
-from service.testing.postgres import PostgresServer
+from batch_system import clock
+from batch_system.testing.postgres import PostgresServer
 from tests.faults.network import Proxy, proxy_before
 
 LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)

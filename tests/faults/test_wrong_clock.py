@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from service import Retry, clock
-from service.batch.ledger import database_time
-from service.database.engine import Database
-from service.testing.engine import DrivenEngine
+from batch_system import Retry, clock
+from batch_system.batch.ledger import database_time
+from batch_system.database.engine import Database
+from batch_system.testing.engine import DrivenEngine
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_runs import insert, new
 from tests.faults.wrong_clock import SERVE, WrongClock, wrong_datetime
@@ -25,7 +25,7 @@ from tests.processes import batch, environment, service
 TELLS = """
 from datetime import UTC, datetime
 from pathlib import Path
-from service import clock
+from batch_system import clock
 from tests.faults.wrong_clock import set_wrong
 set_wrong(Path({file!r}))
 for file_says in ("0", "3600", "-90.5"):
@@ -37,7 +37,7 @@ for file_says in ("0", "3600", "-90.5"):
 """
 
 YEARLY = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class YearlyTask(BaseTask):
     name, schedule = "yearly", "@yearly"

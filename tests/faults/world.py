@@ -18,10 +18,10 @@ from typing import IO, Any
 
 from sqlalchemy import func, select, text, update
 
-from service.batch.ledger.states import ACTIVE
-from service.batch.ledger.tables import nodes, runs
-from service.database.engine import Database
-from service.testing.postgres import OwnServer
+from batch_system.batch.ledger.states import ACTIVE
+from batch_system.batch.ledger.tables import nodes, runs
+from batch_system.database.engine import Database
+from batch_system.testing.postgres import OwnServer
 from tests import preloaded
 from tests.faults.network import Proxy, proxy
 from tests.faults.wrong_clock import SERVE, WrongClock

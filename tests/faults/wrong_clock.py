@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 from apscheduler.schedulers import base
 
-from service import clock
-from service.cli import main
+from batch_system import clock
+from batch_system.cli import main
 
 SERVE = (sys.executable, "-m", "tests.faults.wrong_clock", "serve", "--port", "0")
 FILE = "WRONG_CLOCK_FILE"

@@ -18,9 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.config import Settings
-from service.testing.databases import wait_for
-from service.testing.postgres import PostgresServer
+from batch_system.config import Settings
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import PostgresServer
 from tests.foreign.places import PLACES, Place
 from tests.foreign.test_alembic import PROJECT, names
 
@@ -111,10 +111,8 @@ def project(
 
 
 def test_the_package_has_neither_tasks_nor_an_application(project: Project) -> None:
-    program = (
-        "from importlib.util import find_spec as f; print(f('tasks'), f('service.application'))"
-    )
-    assert project.run("python", "-c", program) == "None None\n"
+    program = "from importlib.util import find_spec as f; print(f('tasks'), f('service').origin)"
+    assert project.run("python", "-c", program) == f"None {project.folder}/service/__init__.py\n"
 
 
 def test_it_starts_works_and_migrates_beside_us(project: Project) -> None:
@@ -176,7 +174,7 @@ def test_its_tests_have_its_tables_and_ours(
     databases = ("postgresql",) if project.place.name == "a schema" else ("sqlite", "postgresql")
     project.place.settings["TEST_DATABASE_URL"] = postgres_server.url
     for database in databases:
-        assert "1 passed" in project.run("pytest", "-q", f"--batch-database={database}")
+        assert "2 passed" in project.run("pytest", "-q", f"--batch-database={database}")
     if project.place.name == "a schema":
         told = project.run("pytest", "-q", code=1)
         assert "SQLite has no schemas" in told and "--batch-database=postgresql" in told

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.database.engine import Database
+from batch_system.database.engine import Database
 from tests.incidents.receivers import http_receiver
 from tests.incidents.world import FAILS, WAITS, World
 from tests.server.test_serve import make_folder

@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.batch.ledger.incidents.tables import fingerprints, outbox
-from service.batch.ledger.states import RunState
-from service.config import Settings, get_settings
-from service.database.engine import Database
-from service.errors import InvalidParameters, WrongState
-from service.operations.asking.actor import Actor
-from service.operations.asking.context import Loaded
-from service.operations.asking.filter import RunFilter
-from service.operations.bulks.bulk import carry_out
-from service.operations.operations import Operations
-from service.verbs.access import ListChanges
-from service.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
-from service.verbs.incidents import AcknowledgeIncident, ListIncidents, ReopenIncident
-from service.verbs.run_changes import AcknowledgeRun
+from batch_system import clock
+from batch_system.batch.ledger.incidents.tables import fingerprints, outbox
+from batch_system.batch.ledger.states import RunState
+from batch_system.config import Settings, get_settings
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidParameters, WrongState
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.operations.bulks.bulk import carry_out
+from batch_system.operations.operations import Operations
+from batch_system.verbs.access import ListChanges
+from batch_system.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
+from batch_system.verbs.incidents import AcknowledgeIncident, ListIncidents, ReopenIncident
+from batch_system.verbs.run_changes import AcknowledgeRun
 from tests.batch.ledger_world import know, make_task, rows
 from tests.incidents.watching import Watching, ended, failed, retried, started, succeeded, watching
 

@@ -13,24 +13,32 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, update
 
-from service import Alerts, clock
-from service.alerts.messages import still_news
-from service.batch.account.account import accounts
-from service.batch.account.slots import Kind
-from service.batch.firing import task_sync
-from service.batch.firing.backfill import Backfill
-from service.batch.firing.unfired import NotFired
-from service.batch.incidents.watched import Thresholds
-from service.batch.ledger import missed_ranges, nodes, runs, schedules, tables, transitions, wakes
-from service.batch.ledger.missed_ranges import Cause, MissedRange
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import orphans
-from service.batch.nodes.clock_steps import ClockStep
-from service.batch.queue.enqueue import Startable
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import Alerts, clock
+from batch_system.alerts.messages import still_news
+from batch_system.batch.account.account import accounts
+from batch_system.batch.account.slots import Kind
+from batch_system.batch.firing import task_sync
+from batch_system.batch.firing.backfill import Backfill
+from batch_system.batch.firing.unfired import NotFired
+from batch_system.batch.incidents.watched import Thresholds
+from batch_system.batch.ledger import (
+    missed_ranges,
+    nodes,
+    runs,
+    schedules,
+    tables,
+    transitions,
+    wakes,
+)
+from batch_system.batch.ledger.missed_ranges import Cause, MissedRange
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import orphans
+from batch_system.batch.nodes.clock_steps import ClockStep
+from batch_system.batch.queue.enqueue import Startable
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 from tests.incidents.watching import Watching, ended, failed, started, succeeded, watching
 

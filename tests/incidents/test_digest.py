@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.batch.ledger import nodes
-from service.batch.ledger.incidents.tables import outbox
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import ledger_poll
-from service.config import get_settings
-from service.database.engine import Database
-from service.operations.asking.context import Loaded
-from service.operations.operations import Operations
-from service.server.digest import Digest
+from batch_system import clock
+from batch_system.batch.ledger import nodes
+from batch_system.batch.ledger.incidents.tables import outbox
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import ledger_poll
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations
+from batch_system.server.digest import Digest
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.incidents.watching import Watching, failed, rename, watching
 

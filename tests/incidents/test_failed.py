@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.batch.ledger.states import RunState
-from service.batch.nodes import ledger_poll
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.nodes import ledger_poll
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import know, make_task, rows
 from tests.incidents.watching import Watching, failed, retried, succeeded, watching
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from service.batch.incidents.made_good import matches
+from batch_system.batch.incidents.made_good import matches
 
 BEGIN = datetime(2026, 3, 10, tzinfo=UTC)
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service import clock
-from service.batch.firing import task_sync
-from service.batch.ledger import nodes, pools, tables
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.tables import new_id
-from service.database.engine import Database
-from service.operations.slots.account import accounts
+from batch_system import clock
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import nodes, pools, tables
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.tables import new_id
+from batch_system.database.engine import Database
+from batch_system.operations.slots.account import accounts
 from tests.asking import operations_on
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_pools import Cost, fill

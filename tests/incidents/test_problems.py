@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.alerts.messages import message_of, problems_of
-from service.batch.incidents import problem as one_error
-from service.batch.ledger import tables
-from service.batch.ledger.incidents.tables import incidents, outbox
-from service.config import get_settings
-from service.database.engine import Database
-from service.operations.asking.context import Loaded
-from service.operations.bulks import retrying
-from service.operations.night import night
-from service.operations.operations import Operations
-from service.verbs.incidents import AcknowledgeIncident, ListIncidents, ShowIncident
-from service.verbs.night import ShowStatus
-from service.verbs.run_changes import AcknowledgeRun
+from batch_system import clock
+from batch_system.alerts.messages import message_of, problems_of
+from batch_system.batch.incidents import problem as one_error
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.incidents.tables import incidents, outbox
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.bulks import retrying
+from batch_system.operations.night import night
+from batch_system.operations.operations import Operations
+from batch_system.verbs.incidents import AcknowledgeIncident, ListIncidents, ShowIncident
+from batch_system.verbs.night import ShowStatus
+from batch_system.verbs.run_changes import AcknowledgeRun
 from tests.batch.ledger_world import know, make_task, rows
 from tests.commands import Batch, in_this_process
 from tests.incidents.watching import Watching, ended, started, watching

@@ -17,26 +17,25 @@ from typing import Any
 import pytest
 from apprise.plugins import pagerduty
 
-from service import clock
-from service.alerts import pings as pings_module
-from service.alerts import sender as sender_module
-from service.alerts import sending
-from service.alerts.channels import APPRISE, Channel, Channels
-from service.alerts.pings import AT_ONCE, Pings
-from service.alerts.sender import Sender
-from service.batch.execution import pings
-from service.batch.ledger.incidents.tables import outbox
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.config import forget_settings, get_settings
-from service.database.engine import Database
-from service.errors import InvalidSetting
-from service.testing.engine import DrivenEngine
+from batch_system import clock
+from batch_system.alerts import pings as pings_module
+from batch_system.alerts import sender as sender_module
+from batch_system.alerts import sending
+from batch_system.alerts.channels import Channel, Channels
+from batch_system.alerts.pings import AT_ONCE, Pings
+from batch_system.alerts.sender import Sender
+from batch_system.batch.execution import pings
+from batch_system.batch.ledger.incidents.tables import outbox
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.config import forget_settings, get_settings
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidSetting
+from batch_system.testing.engine import DrivenEngine
 from tests.batch.ledger_world import know, make_task, rows, until
 from tests.batch.test_runs import insert, new
 from tests.incidents.receivers import HttpReceiver, http_receiver, mailbox
 from tests.incidents.watching import Watching, failed, rename, retried, watching
-from tests.processes import ROOT
 
 START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
 
@@ -416,6 +415,5 @@ def test_without_apprise_the_setting_is_refused_with_the_command_that_installs_i
         Channels.of(get_settings())
     assert refused.value.message == (
         f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is the "
-        f"extra `alerts`): pip install '{APPRISE}'"
+        "extra `alerts`): pip install 'batch-system[alerts]'"
     )
-    assert f'alerts = ["{APPRISE}"]' in (ROOT / "pyproject.toml").read_text()

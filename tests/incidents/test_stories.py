@@ -12,15 +12,15 @@ from datetime import timedelta
 
 from sqlalchemy import update
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.ledger.incidents.tables import outbox
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.incidents.tables import outbox
 from tests.batch.ledger_world import rows, until
 from tests.incidents.world import World
 from tests.server.test_serve import make_folder
 
 EMPTY = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Import(BaseTask):
     name, schedule = "import", None
@@ -30,7 +30,7 @@ class Import(BaseTask):
         return {"rows": 0}
 """
 FORTY = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class _Tick(BaseTask):
     schedule, missed = "0 * * * *", "skip"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, insert, select
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.ledger.tables import new_id
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.tables import new_id
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.incidents.world import World
 from tests.processes import Service
@@ -26,7 +26,7 @@ FAILURES, TASKS, ERRORS = 100_000, 200, 500
 MOST_MEGABYTES = 150
 MOST_MESSAGES = 60
 EACH_SECOND = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Tick(BaseTask):
     name, schedule, overlap = "tick", "* * * * * *", "allow"

@@ -12,18 +12,18 @@ from typing import Any
 
 from sqlalchemy import select, text
 
-from service import clock
-from service.batch.incidents.watch import Watch
-from service.batch.incidents.watched import Thresholds
-from service.batch.ledger import database_time, nodes, runs, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.incidents.tables import incidents, outbox
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import ledger_poll
-from service.batch.nodes.outage import Outage
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.incidents.watch import Watch
+from batch_system.batch.incidents.watched import Thresholds
+from batch_system.batch.ledger import database_time, nodes, runs, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.incidents.tables import incidents, outbox
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import ledger_poll
+from batch_system.batch.nodes.outage import Outage
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, rows
 
 

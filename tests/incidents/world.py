@@ -7,16 +7,16 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from service.batch.ledger.duties import duties
-from service.batch.ledger.incidents.tables import incidents
-from service.database.engine import Database
+from batch_system.batch.ledger.duties import duties
+from batch_system.batch.ledger.incidents.tables import incidents
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.incidents.receivers import HttpReceiver
 from tests.processes import SERVE, Service, batch, service
 
 FAILS = """
 from pathlib import Path
-from service import BaseTask, Retry
+from batch_system import BaseTask, Retry
 
 class Load(BaseTask):
     name, schedule, retry = "load", None, Retry(attempts=3, wait=0.1)
@@ -27,7 +27,7 @@ class Load(BaseTask):
 """
 WAITS = """
 import asyncio
-from service import BaseTask
+from batch_system import BaseTask
 
 class Wait(BaseTask):
     name, schedule = "wait", None

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from service import get_logger, logs
-from service.batch.context.attempt_state import MAX_WAITING_LINES, AttemptState, LogBuffer
+from batch_system import get_logger, logs
+from batch_system.batch.context.attempt_state import MAX_WAITING_LINES, AttemptState, LogBuffer
 from tests.hostile import HOSTILE, SEEN, acts
 
 logger = get_logger("mine")
@@ -230,7 +230,7 @@ def test_a_second_set_up_replaces_the_first() -> None:
 
 
 IN_A_SHELL = """
-from service import get_logger
+from batch_system import get_logger
 get_logger("shell").info("not shown")
 try: 1 / 0
 except ZeroDivisionError as error: get_logger("shell").error("It failed", exc_info=error, part=3)
@@ -293,7 +293,7 @@ def test_lines_beyond_what_may_wait_are_dropped_and_counted(
 
 STUCK = """
 import sys
-from service import get_logger, logs
+from batch_system import get_logger, logs
 logs.handlers.FLUSH_SECONDS = 0.5
 logs.set_up()
 for _ in range(5000):

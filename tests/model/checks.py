@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from datetime import datetime
 from typing import Any
 
-from service.batch.ledger.states import TRANSITIONS, RunState
+from batch_system.batch.ledger.states import TRANSITIONS, RunState
 from tests.model.plain import ACTIVE, FINAL, GATES, JOINING, AnyReason, Blamed, Model, Run, Task
 from tests.model.world import Row, Snapshot
 

@@ -19,29 +19,29 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import Part, PartitionedTask, Retry, TaskRegistry, clock
-from service.batch.account.account import AccountedSlot, AccountFinding, accounts
-from service.batch.account.slots import Kind
-from service.batch.execution.attempt import Attempt
-from service.batch.execution.ending import Ending
-from service.batch.execution.outcomes import Group, WriteBuffer
-from service.batch.firing import firing, task_sync, waiting
-from service.batch.firing.firing import Fired
-from service.batch.ledger import nodes
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import RunState
-from service.batch.nodes import ledger_poll, orphans
-from service.batch.nodes.node import Node
-from service.batch.queue import claiming, enqueue, upstream_results
-from service.batch.queue.capacity import Capacity
-from service.batch.queue.concurrency import Head
-from service.batch.tasks.after import After
-from service.batch.tasks.declaration import Missed
-from service.batch.tasks.partitions import Stage, stage_of
-from service.batch.tasks.registry import Task
-from service.concurrency.thread_pool import ThreadPool
-from service.database import types
+from batch_system import Part, PartitionedTask, Retry, TaskRegistry, clock
+from batch_system.batch.account.account import AccountedSlot, AccountFinding, accounts
+from batch_system.batch.account.slots import Kind
+from batch_system.batch.execution.attempt import Attempt
+from batch_system.batch.execution.ending import Ending
+from batch_system.batch.execution.outcomes import Group, WriteBuffer
+from batch_system.batch.firing import firing, task_sync, waiting
+from batch_system.batch.firing.firing import Fired
+from batch_system.batch.ledger import nodes
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.nodes import ledger_poll, orphans
+from batch_system.batch.nodes.node import Node
+from batch_system.batch.queue import claiming, enqueue, upstream_results
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.concurrency import Head
+from batch_system.batch.tasks.after import After
+from batch_system.batch.tasks.declaration import Missed
+from batch_system.batch.tasks.partitions import Stage, stage_of
+from batch_system.batch.tasks.registry import Task
+from batch_system.concurrency.thread_pool import ThreadPool
+from batch_system.database import types
 from tests.batch.ledger_world import make_task
 from tests.model import plain
 from tests.model.checks import check, name_runs, wrong_entries

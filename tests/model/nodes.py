@@ -9,14 +9,14 @@ from hypothesis.stateful import precondition
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.firing import firing, task_sync
-from service.batch.firing.firing import Fired
-from service.batch.ledger import attempts, nodes, transitions
-from service.batch.ledger.runs import Claimed
-from service.batch.nodes import orphans
-from service.batch.queue import claiming
-from service.batch.queue.capacity import Capacity
+from batch_system import clock
+from batch_system.batch.firing import firing, task_sync
+from batch_system.batch.firing.firing import Fired
+from batch_system.batch.ledger import attempts, nodes, transitions
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.nodes import orphans
+from batch_system.batch.queue import claiming
+from batch_system.batch.queue.capacity import Capacity
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
 from tests.model.plain import ACTIVE, slots
 

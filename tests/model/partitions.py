@@ -10,7 +10,7 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition
 
-from service.batch.queue import cancel, enqueue
+from batch_system.batch.queue import cancel, enqueue
 from tests.model import plain
 from tests.model.machine import (
     CRON,

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.cron.cron import schedule
-from service.batch.firing import task_sync
-from service.batch.firing.backfill import Backfill, interval_of
-from service.batch.firing.misfires import INSTANT
-from service.batch.ledger.states import Rank
-from service.batch.nodes import ledger_poll
-from service.batch.queue import cancel, enqueue, retry, unserved
-from service.batch.queue.requests import StartRequest, Starts
-from service.batch.retention.pruning import Pruner
-from service.batch.retention.retention import Keep
-from service.errors import InvalidParameters
+from batch_system import clock
+from batch_system.batch.cron.cron import schedule
+from batch_system.batch.firing import task_sync
+from batch_system.batch.firing.backfill import Backfill, interval_of
+from batch_system.batch.firing.misfires import INSTANT
+from batch_system.batch.ledger.states import Rank
+from batch_system.batch.nodes import ledger_poll
+from batch_system.batch.queue import cancel, enqueue, retry, unserved
+from batch_system.batch.queue.requests import StartRequest, Starts
+from batch_system.batch.retention.pruning import Pruner
+from batch_system.batch.retention.retention import Keep
+from batch_system.errors import InvalidParameters
 from tests.model import plain
 from tests.model.machine import CRON, ENDS, MANY, NUMBER, WHICH, Machine, does
 from tests.model.plain import ACTIVE, Run

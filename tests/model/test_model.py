@@ -20,10 +20,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from service.batch.firing import misfires
-from service.batch.ledger.states import TRANSITIONS
-from service.batch.queue import unserved
-from service.testing.postgres import PostgresServer
+from batch_system.batch.firing import misfires
+from batch_system.batch.ledger.states import TRANSITIONS
+from batch_system.batch.queue import unserved
+from batch_system.testing.postgres import PostgresServer
 from tests.conftest import KINDS
 from tests.model.beside import Beside, PartsBeside
 from tests.model.machine import Machine, change
@@ -142,7 +142,7 @@ def test_the_ledger_does_what_a_plain_model_of_it_does(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faulthandler.cancel_dump_traceback_later()  # pytest's: the long form takes its time
-    monkeypatch.setattr(logging.getLogger("service.batch"), "disabled", True)
+    monkeypatch.setattr(logging.getLogger("batch_system.batch"), "disabled", True)
     monkeypatch.setattr(unserved, "GRACE", timedelta(seconds=60))
     monkeypatch.setattr(misfires, "BUDGET", 3)  # so that a downtime takes several transactions
     happened: Counter[str] = Counter()

@@ -10,9 +10,9 @@ from hypothesis.stateful import precondition
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.ledger.incidents import acknowledging
-from service.batch.ledger.incidents.tables import incidents, outbox
+from batch_system import clock
+from batch_system.batch.ledger.incidents import acknowledging
+from batch_system.batch.ledger.incidents.tables import incidents, outbox
 from tests.incidents.watching import Watching
 from tests.model.machine import MANY, NUMBER, WHICH, Machine, does
 from tests.model.plain import Run

@@ -14,13 +14,13 @@ from typing import Any
 from sqlalchemy import Column, MetaData, Table, Text, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
-from service.database.migrate import migrate
-from service.testing.postgres import PostgresServer
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.testing.postgres import PostgresServer
 from tests.batch.lock_order import watch
+from tests.migrations import APPLICATION_HISTORIES
 
 CHANGES = Table("changes", MetaData(), Column("old", Text), Column("new", Text))
 """One row for each change of a run's state, written by a trigger: several of one transaction are

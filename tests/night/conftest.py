@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service import clock
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.database.engine import Database
 from tests.incidents.watching import Watching, watching
 
 START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)

@@ -8,18 +8,18 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import text, update
 
-from service import clock
-from service.batch.incidents.durations import UsualDurations
-from service.batch.ledger import database_time, duties, runs, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.duties import WATCH
-from service.batch.ledger.incidents.tables import incidents
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import durations
-from service.batch.night.keeper import TallyKeeper
-from service.batch.nodes.outage import Outage
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.incidents.durations import UsualDurations
+from batch_system.batch.ledger import database_time, duties, runs, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.duties import WATCH
+from batch_system.batch.ledger.incidents.tables import incidents
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import durations
+from batch_system.batch.night.keeper import TallyKeeper
+from batch_system.batch.nodes.outage import Outage
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.batch.ledger import schedules, tables
-from service.batch.ledger.missed_ranges import Cause, MissedRange, record
-from service.config import get_settings
-from service.database.engine import Database
-from service.errors import InvalidParameters, UnknownTask, WrongState
-from service.operations.asking.actor import Actor
-from service.operations.asking.context import Loaded
-from service.operations.bulks import bulk, outage_backfills
-from service.operations.operations import Operations
-from service.verbs.access import ListChanges
-from service.verbs.slots import LeaveSlots, ReopenSlots
+from batch_system import clock
+from batch_system.batch.ledger import schedules, tables
+from batch_system.batch.ledger.missed_ranges import Cause, MissedRange, record
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidParameters, UnknownTask, WrongState
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.bulks import bulk, outage_backfills
+from batch_system.operations.operations import Operations
+from batch_system.verbs.access import ListChanges
+from batch_system.verbs.slots import LeaveSlots, ReopenSlots
 from tests.batch.ledger_world import fire, know, make_task, rows, until_waiting
 from tests.incidents.watching import Watching
 from tests.night.conftest import START

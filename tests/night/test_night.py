@@ -9,33 +9,33 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from sqlalchemy import insert, update
 
-from service import clock
-from service.batch.firing import task_sync
-from service.batch.ledger import nodes, runs, tables
-from service.batch.ledger.incidents.tables import incidents
-from service.batch.ledger.people import audit
-from service.batch.ledger.people.audit import By
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.config import get_settings
-from service.database.engine import Database
-from service.errors import InvalidParameters, InvalidSchedule
-from service.operations.asking.actor import Actor
-from service.operations.asking.context import Loaded
-from service.operations.asking.filter import RunFilter
-from service.operations.bulks import bulk, retrying
-from service.operations.night import page
-from service.operations.night.night import night as night_of
-from service.operations.night.results import Night, RetryProgress
-from service.operations.operations import Operations
-from service.operations.system.nodes import living
-from service.operations.tasks import overview
-from service.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
-from service.verbs.incidents import AcknowledgeIncident, ListIncidents, ReopenIncident
-from service.verbs.night import ShowNight
-from service.verbs.run_changes import CancelRun
-from service.verbs.runs import ShowBlocker
+from batch_system import clock
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import nodes, runs, tables
+from batch_system.batch.ledger.incidents.tables import incidents
+from batch_system.batch.ledger.people import audit
+from batch_system.batch.ledger.people.audit import By
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidParameters, InvalidSchedule
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.operations.bulks import bulk, retrying
+from batch_system.operations.night import page
+from batch_system.operations.night.night import night as night_of
+from batch_system.operations.night.results import Night, RetryProgress
+from batch_system.operations.operations import Operations
+from batch_system.operations.system.nodes import living
+from batch_system.operations.tasks import overview
+from batch_system.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
+from batch_system.verbs.incidents import AcknowledgeIncident, ListIncidents, ReopenIncident
+from batch_system.verbs.night import ShowNight
+from batch_system.verbs.run_changes import CancelRun
+from batch_system.verbs.runs import ShowBlocker
 from tests.batch.ledger_world import fire, know, make_task, rows
 from tests.incidents.test_conditions import checked
 from tests.incidents.watching import (

@@ -13,20 +13,20 @@ from sqlalchemy import delete, insert, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.account.account import SLOTS, AccountedSlot, accounts
-from service.batch.account.slots import Kind
-from service.batch.firing.backfill import Backfill
-from service.batch.ledger import buckets, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.buckets import bucket_of
-from service.batch.ledger.buckets import buckets as buckets_table
-from service.batch.ledger.states import ACTIVE, Rank, RunState
-from service.batch.ledger.tables import new_id
-from service.batch.night import counting, tally
-from service.batch.queue.enqueue import Startable
-from service.database.engine import Database
-from service.operations.night import unaccounted
+from batch_system import clock
+from batch_system.batch.account.account import SLOTS, AccountedSlot, accounts
+from batch_system.batch.account.slots import Kind
+from batch_system.batch.firing.backfill import Backfill
+from batch_system.batch.ledger import buckets, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.buckets import bucket_of
+from batch_system.batch.ledger.buckets import buckets as buckets_table
+from batch_system.batch.ledger.states import ACTIVE, Rank, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.night import counting, tally
+from batch_system.batch.queue.enqueue import Startable
+from batch_system.database.engine import Database
+from batch_system.operations.night import unaccounted
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_account import Story
 from tests.kinds import KINDS

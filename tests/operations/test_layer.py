@@ -22,17 +22,17 @@ from pydantic import ValidationError
 from sqlalchemy import event, text
 from sqlalchemy import insert as insert_into
 
-from service import clock, errors
-from service.batch.account import account as account_module
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.tables import new_id, schedules
-from service.batch.tasks.discovery import load_tasks
-from service.cli.opening import EXIT_CODES
-from service.config import forget_settings, get_settings
-from service.database import engine as engines
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.errors import (
+from batch_system import clock, errors
+from batch_system.batch.account import account as account_module
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.tables import new_id, schedules
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.cli.opening import EXIT_CODES
+from batch_system.config import forget_settings, get_settings
+from batch_system.database import engine as engines
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.errors import (
     BatchError,
     DamagedRow,
     DatabaseUnreachable,
@@ -40,18 +40,18 @@ from service.errors import (
     UnknownTask,
     WrongState,
 )
-from service.operations.asking.actor import Actor
-from service.operations.asking.context import Loaded
-from service.operations.asking.results import Attempt, Line, LogBlock, Result, Started
-from service.operations.operations import Operations, open_operations
-from service.operations.runs import change, quarantine, read, run_log
-from service.operations.slots import account
-from service.operations.system import nodes
-from service.server.service import BatchService
-from service.verbs.run_changes import CancelRun, RetryRun, StartRun
-from service.verbs.runs import ListQuarantine, ListRuns, ShowRun
-from service.verbs.system import ListNodes
-from service.verbs.tasks import ListTasks, PauseTask, ShowPause, ShowTask
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.asking.results import Attempt, Line, LogBlock, Result, Started
+from batch_system.operations.operations import Operations, open_operations
+from batch_system.operations.runs import change, quarantine, read, run_log
+from batch_system.operations.slots import account
+from batch_system.operations.system import nodes
+from batch_system.server.service import BatchService
+from batch_system.verbs.run_changes import CancelRun, RetryRun, StartRun
+from batch_system.verbs.runs import ListQuarantine, ListRuns, ShowRun
+from batch_system.verbs.system import ListNodes
+from batch_system.verbs.tasks import ListTasks, PauseTask, ShowPause, ShowTask
 from tests.asking import operations_on
 from tests.batch.ledger_world import until
 from tests.batch.test_runs import insert, new
@@ -59,7 +59,7 @@ from tests.migrations import add_migration
 from tests.test_architecture import ROOT, Module, modules_in
 
 TASK = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Hourly(BaseTask):
     name, schedule = "hourly", "0 * * * *"
@@ -73,13 +73,13 @@ def sql_in_faces(modules: list[Module]) -> list[str]:
     """cli/ and web/ have no SQL, and know neither SQLAlchemy nor the ledger's tables and
     queries; only the names of its states.
     """
-    faces = [m for m in modules if m.name.startswith(("service.cli", "service.web"))]
+    faces = [m for m in modules if m.name.startswith(("batch_system.cli", "batch_system.web"))]
     imported = [
         f"{module.name}:{line} imports {base}.{name}"
         for module in faces
         for line, base, name in module.imports()
-        if f"{base}.{name}".startswith(("sqlalchemy", "service.batch.ledger"))
-        and base != "service.batch.ledger.states"
+        if f"{base}.{name}".startswith(("sqlalchemy", "batch_system.batch.ledger"))
+        and base != "batch_system.batch.ledger.states"
     ]
     written = [
         f"{module.name}:{node.lineno} has SQL"
@@ -104,7 +104,7 @@ def deeds_of_operations(modules: list[Module]) -> list[str]:
     return [
         f"{module.name}:{node.lineno} {NOT_IN_OPERATIONS[name]}"
         for module in modules
-        if module.name.startswith("service.operations")
+        if module.name.startswith("batch_system.operations")
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call)
         and (name := ast.unparse(node.func).split(".")[-1]) in NOT_IN_OPERATIONS
@@ -117,7 +117,7 @@ def modules(name: str, code: str) -> list[Module]:
 
 @pytest.fixture(scope="module")
 def project() -> list[Module]:
-    return list(modules_in(ROOT / "service"))
+    return list(modules_in(ROOT / "batch_system"))
 
 
 @pytest.mark.parametrize("rule", [sql_in_faces, deeds_of_operations])
@@ -132,17 +132,17 @@ def test_the_project_obeys_the_rule(
     [
         "from sqlalchemy import select",
         "def f():\n    import sqlalchemy.exc",
-        "from service.batch.ledger import runs",
-        "from service.batch.ledger.tables import runs",
-        "from service.batch import ledger",
+        "from batch_system.batch.ledger import runs",
+        "from batch_system.batch.ledger.tables import runs",
+        "from batch_system.batch import ledger",
         "ask('SELECT id FROM batch_runs')",
         "ask(f'DELETE FROM {table}')",
     ],
 )
-@pytest.mark.parametrize("module", ["service.cli.runs", "service.web.api"])
+@pytest.mark.parametrize("module", ["batch_system.cli.runs", "batch_system.web.api"])
 def test_a_face_that_knows_sql_is_found(module: str, code: str) -> None:
     assert sql_in_faces(modules(module, code))
-    assert sql_in_faces(modules("service.operations.runs.read", code)) == []
+    assert sql_in_faces(modules("batch_system.operations.runs.read", code)) == []
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_a_face_that_knows_sql_is_found(module: str, code: str) -> None:
     ],
 )
 def test_an_operation_that_does_more_than_asked_is_found(code: str) -> None:
-    assert deeds_of_operations(modules("service.operations.runs.read", code))
-    assert deeds_of_operations(modules("service.cli.runs", code)) == []
+    assert deeds_of_operations(modules("batch_system.operations.runs.read", code))
+    assert deeds_of_operations(modules("batch_system.cli.runs", code)) == []
 
 
 # Errors
@@ -227,7 +227,8 @@ async def ask_all(operations: Operations, number: int) -> None:
 def logging_now() -> tuple[Any, ...]:
     root = logging.getLogger()
     levels = {
-        name: logging.getLogger(name).level for name in ("service", "service.batch", "sqlalchemy")
+        name: logging.getLogger(name).level
+        for name in ("batch_system", "batch_system.batch", "sqlalchemy")
     }
     return list(root.handlers), root.level, levels, logging.raiseExceptions, structlog.get_config()
 

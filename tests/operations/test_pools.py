@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from service import clock
-from service.batch.lint.lint import findings
-from service.config import Settings
-from service.database.engine import Database
-from service.operations.asking.context import Loaded
-from service.operations.operations import Operations
-from service.operations.system import nodes
-from service.operations.system.gauges import _pools
-from service.settings.pools import Pool
-from service.verbs.night import ShowStatus
-from service.verbs.system import ListPools
+from batch_system import clock
+from batch_system.batch.lint.lint import findings
+from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations
+from batch_system.operations.system import nodes
+from batch_system.operations.system.gauges import _pools
+from batch_system.settings.pools import Pool
+from batch_system.verbs.night import ShowStatus
+from batch_system.verbs.system import ListPools
 from tests.batch.ledger_world import know, make_task
 from tests.batch.test_runs import insert, new
 from tests.incidents.test_pools import join

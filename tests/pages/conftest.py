@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from service.operations.asking.actor import ROLES, Role
+from batch_system.operations.asking.actor import ROLES, Role
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served, client_of
 from tests.web.conftest import served as served

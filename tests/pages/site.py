@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 from sqlalchemy import text
 
-from service.config import Settings
-from service.database.engine import Database
-from service.operations.asking.actor import Actor
-from service.operations.asking.context import Loaded
-from service.operations.operations import Operations
-from service.operations.people import access
+from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations
+from batch_system.operations.people import access
 from tests.processes import UVICORN, Service, batch, process
 
 TASKS = '''
@@ -29,7 +29,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service import BaseTask, ItemTask, Skip, current_run, get_logger
+from batch_system import BaseTask, ItemTask, Skip, current_run, get_logger
 
 logger = get_logger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from service.config import get_settings
-from service.database.session import get_db
-from service.operations.backups.backups import Backups
+from batch_system.config import get_settings
+from batch_system.database.session import get_db
+from batch_system.operations.backups.backups import Backups
 from tests.pages.conftest import People
 
 

@@ -13,7 +13,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, Page, Request, Route, expect
 
-from service.testing.postgres import PostgresServer
+from batch_system.testing.postgres import PostgresServer
 from tests.kinds import KINDS
 from tests.pages.site import Site, serve, until
 from tests.web import browsers

@@ -13,20 +13,20 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.operations.night.lanes import Cell, Lane, LaneRun
-from service.operations.night.page import Column
-from service.operations.night.sparks import Spark
-from service.operations.tasks.history import Day, TaskHistory, Took
-from service.operations.tasks.results import TaskSummary
-from service.operations.tasks.timeline import AttemptSpan, TaskLane, Timeline
-from service.pages.charts.axis import Axis
-from service.pages.charts.day_map import day_map, took_chart
-from service.pages.charts.night_chart import axis_of, night_chart
-from service.pages.charts.night_lanes import drawn
-from service.pages.charts.spark_chart import spark_boxes
-from service.pages.charts.timeline import timeline_drawn
-from service.pages.frame.assets import STATIC, STYLES
-from service.pages.frame.render import environment
+from batch_system.operations.night.lanes import Cell, Lane, LaneRun
+from batch_system.operations.night.page import Column
+from batch_system.operations.night.sparks import Spark
+from batch_system.operations.tasks.history import Day, TaskHistory, Took
+from batch_system.operations.tasks.results import TaskSummary
+from batch_system.operations.tasks.timeline import AttemptSpan, TaskLane, Timeline
+from batch_system.pages.charts.axis import Axis
+from batch_system.pages.charts.day_map import day_map, took_chart
+from batch_system.pages.charts.night_chart import axis_of, night_chart
+from batch_system.pages.charts.night_lanes import drawn
+from batch_system.pages.charts.spark_chart import spark_boxes
+from batch_system.pages.charts.timeline import timeline_drawn
+from batch_system.pages.frame.assets import STATIC, STYLES
+from batch_system.pages.frame.render import environment
 from tests.pages.conftest import People
 
 UTC_ZONE, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from service.pages.frame.render import TEMPLATES
-from service.pages.routes import routes
+from batch_system.pages.frame.render import TEMPLATES
+from batch_system.pages.routes import routes
 from tests.docs_blocks import read
 
 ASKING = ("pause", "resume", "mute", "retry", "cancel", "acknowledge", "redrive", "verify")

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from service.errors import InvalidParameters
-from service.operations.tasks.results import Parameter
-from service.pages.frame.forms import local_path, wrong_in
-from service.pages.tasks.tasks import fields_of_schema
-from service.verbs.access import ListChanges
-from service.verbs.runs import ShowBlocker
+from batch_system.errors import InvalidParameters
+from batch_system.operations.tasks.results import Parameter
+from batch_system.pages.frame.forms import local_path, wrong_in
+from batch_system.pages.tasks.tasks import fields_of_schema
+from batch_system.verbs.access import ListChanges
+from batch_system.verbs.runs import ShowBlocker
 from tests.batch.ledger_world import make_task
 from tests.pages.conftest import People, failed_run
 from tests.pages.test_run_page import running

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from sqlalchemy import event as database_event
 
-from service.errors import DatabaseError
-from service.operations.night import page
-from service.pages import live
-from service.pages.frame import watch
-from service.pages.frame.watch import Part, Watch, data_of
-from service.pages.live import NIGHT, SOURCES, Kind
-from service.pages.night import night
-from service.pages.runs import log_tail
-from service.pages.runs.log_tail import LogTail
-from service.web.stream import Event
+from batch_system.errors import DatabaseError
+from batch_system.operations.night import page
+from batch_system.pages import live
+from batch_system.pages.frame import watch
+from batch_system.pages.frame.watch import Part, Watch, data_of
+from batch_system.pages.live import NIGHT, SOURCES, Kind
+from batch_system.pages.night import night
+from batch_system.pages.runs import log_tail
+from batch_system.pages.runs.log_tail import LogTail
+from batch_system.web.stream import Event
 from tests.pages.conftest import People
 
 
@@ -300,7 +300,7 @@ async def test_the_verdict_is_not_calm_if_a_block_fails(
     async def read(*given: Any) -> Any:
         return calm
 
-    monkeypatch.setattr("service.pages.night.night.night_page", read)
+    monkeypatch.setattr("batch_system.pages.night.night.night_page", read)
     assert 'class="card verdict calm"' in await people.viewer.page("/")
     monkeypatch.setattr(night, "night_chart", broken)
     html = await people.viewer.page("/")

@@ -13,21 +13,21 @@ from urllib.parse import urlencode
 import pytest
 from sqlalchemy import update
 
-from service import clock
-from service.batch.ledger import missed_ranges, schedules, tables
-from service.batch.ledger.buckets import buckets, tally
-from service.batch.ledger.incidents.tables import incidents
-from service.batch.ledger.missed_ranges import Cause, MissedRange
-from service.batch.ledger.tables import new_id
-from service.operations.asking.actor import ROLES, Role
-from service.operations.people import access
-from service.operations.runs import read
-from service.pages.routes import routes
-from service.pages.tasks import tasks
-from service.verbs.access import ListChanges
-from service.verbs.incidents import ListIncidents
-from service.verbs.run_changes import AcknowledgeRun, StartRun
-from service.web.access import Guard
+from batch_system import clock
+from batch_system.batch.ledger import missed_ranges, schedules, tables
+from batch_system.batch.ledger.buckets import buckets, tally
+from batch_system.batch.ledger.incidents.tables import incidents
+from batch_system.batch.ledger.missed_ranges import Cause, MissedRange
+from batch_system.batch.ledger.tables import new_id
+from batch_system.operations.asking.actor import ROLES, Role
+from batch_system.operations.people import access
+from batch_system.operations.runs import read
+from batch_system.pages.routes import routes
+from batch_system.pages.tasks import tasks
+from batch_system.verbs.access import ListChanges
+from batch_system.verbs.incidents import ListIncidents
+from batch_system.verbs.run_changes import AcknowledgeRun, StartRun
+from batch_system.web.access import Guard
 from tests.batch.ledger_world import rows, until
 from tests.pages.conftest import People
 from tests.web.conftest import Served
@@ -368,7 +368,7 @@ async def test_hostile_values_of_a_filter_are_refused_or_shown_as_text(
 
 
 HOSTILE_TASK = f'''
-from service import BaseTask, get_logger
+from batch_system import BaseTask, get_logger
 
 TEXT = {HOSTILE!r}
 

@@ -8,13 +8,13 @@ from datetime import timedelta
 
 from sqlalchemy import update
 
-from service import clock
-from service.batch.ledger import tables
-from service.operations.asking.filter import RunFilter
-from service.operations.runs import listing, read
-from service.operations.runs import phases as phases_of
-from service.operations.runs.chain import chain as chain_of
-from service.verbs.runs import ShowRun
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.operations.runs import listing, read
+from batch_system.operations.runs import phases as phases_of
+from batch_system.operations.runs.chain import chain as chain_of
+from batch_system.verbs.runs import ShowRun
 from tests.pages.conftest import People
 from tests.pages.test_sizes import insert_run
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, update
 
-from service import clock
-from service.batch.ledger import run_logs, tables
-from service.batch.ledger.run_logs import Block, LogLine
-from service.database.companions import checkpoints, quarantine
-from service.operations.runs import phases
-from service.pages import live
-from service.pages.live import Kind
-from service.verbs.runs import ShowRun
+from batch_system import clock
+from batch_system.batch.ledger import run_logs, tables
+from batch_system.batch.ledger.run_logs import Block, LogLine
+from batch_system.database.companions import checkpoints, quarantine
+from batch_system.operations.runs import phases
+from batch_system.pages import live
+from batch_system.pages.live import Kind
+from batch_system.verbs.runs import ShowRun
 from tests.batch.ledger_world import until
 from tests.pages.conftest import People
 from tests.pages.test_sizes import insert_run
@@ -146,7 +146,7 @@ async def write_log(people: People, *blocks: Block) -> None:
 
 
 PARCELS = """
-from service import ItemTask, Skip
+from batch_system import ItemTask, Skip
 
 class Parcels(ItemTask):
     name, schedule, skip = "parcels", None, Skip(limit=10)

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from playwright.async_api import BrowserContext, Page, expect
 
-from service.config import Settings
-from service.operations.asking.context import Loaded
-from service.operations.operations import open_operations
-from service.operations.people import access
+from batch_system.config import Settings
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import open_operations
+from batch_system.operations.people import access
 from tests.processes import UVICORN, Service, process, service
 from tests.web import browsers
 from tests.web.browsers import PATIENCE, Errors, show_as
@@ -27,7 +27,7 @@ expect.set_options(timeout=PATIENCE)
 MOUNTED = """
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from service.app import create_app, lifespan
+from batch_system.app import create_app, lifespan
 
 app = Starlette(routes=[Mount("/ops/batch", create_app())], lifespan=lifespan)
 """
@@ -47,7 +47,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 def service_below(folder: Path) -> Iterator[Service]:
     """A service in another application, which has no /readyz of its own."""
     with process(
-        folder, [word.replace("service.app:app", "mounted:app") for word in UVICORN]
+        folder, [word.replace("batch_system.app:app", "mounted:app") for word in UVICORN]
     ) as running:
         running.get = lambda path: Service.get(running, BELOW + path)  # type: ignore[method-assign]
         running.wait_until_ready()

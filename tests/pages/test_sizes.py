@@ -8,9 +8,9 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import insert, text, update
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.ledger.tables import new_id
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.tables import new_id
 from tests.batch.crowd import crowd
 from tests.pages.conftest import People
 

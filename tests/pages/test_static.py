@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from service.pages.frame.assets import STATIC, assets
+from batch_system.pages.frame.assets import STATIC, assets
 from tests.pages.conftest import People
 
 TINTS = (

@@ -9,10 +9,10 @@ from contextvars import ContextVar
 
 from sqlalchemy import event, update
 
-from service.batch.ledger import tables
-from service.operations.system import nodes
-from service.pages import live
-from service.pages.live import Kind
+from batch_system.batch.ledger import tables
+from batch_system.operations.system import nodes
+from batch_system.pages import live
+from batch_system.pages.live import Kind
 from tests.pages.conftest import People
 from tests.pages.test_run_page import running
 

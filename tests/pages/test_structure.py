@@ -20,20 +20,20 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from service import TaskRegistry, clock
-from service.batch.cron.zones import zone_of
-from service.batch.tasks.discovery import load_tasks
-from service.config import get_settings
-from service.operations.asking.actor import Actor, Role
-from service.operations.asking.context import Loaded
-from service.operations.operations import Operations, open_operations
-from service.pages import backups, search, sign_in, system
-from service.pages.frame.viewer import Viewer
-from service.pages.night import incidents, left_slots, outage_backfills
-from service.pages.night.night import show_night
-from service.pages.runs import bulks, run_actions, runs
-from service.pages.tasks import backfills, task, tasks
-from service.verbs.incidents import ListIncidents
+from batch_system import TaskRegistry, clock
+from batch_system.batch.cron.zones import zone_of
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.config import get_settings
+from batch_system.operations.asking.actor import Actor, Role
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations, open_operations
+from batch_system.pages import backups, search, sign_in, system
+from batch_system.pages.frame.viewer import Viewer
+from batch_system.pages.night import incidents, left_slots, outage_backfills
+from batch_system.pages.night.night import show_night
+from batch_system.pages.runs import bulks, run_actions, runs
+from batch_system.pages.tasks import backfills, task, tasks
+from batch_system.verbs.incidents import ListIncidents
 from tests.demo import files, making
 from tests.demo.times import NOW
 from tests.pages.outline import outline

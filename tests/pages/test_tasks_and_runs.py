@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service.operations.tasks.history import history as history_of
+from batch_system.operations.tasks.history import history as history_of
 from tests.batch.ledger_world import until
 from tests.pages.conftest import People, failed_run
 

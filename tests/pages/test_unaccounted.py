@@ -9,8 +9,8 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import delete, update
 
-from service import clock
-from service.batch.ledger import tables
+from batch_system import clock
+from batch_system.batch.ledger import tables
 from tests.pages.conftest import People
 
 MINUTE = timedelta(minutes=1)

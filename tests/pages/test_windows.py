@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from service import clock
-from service.pages.frame import visits
-from service.pages.frame.viewer import ZONE_COOKIE
-from service.pages.frame.visits import VISIT_COOKIE
+from batch_system import clock
+from batch_system.pages.frame import visits
+from batch_system.pages.frame.viewer import ZONE_COOKIE
+from batch_system.pages.frame.visits import VISIT_COOKIE
 from tests.batch.ledger_world import until
 from tests.pages.conftest import People
 

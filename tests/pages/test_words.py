@@ -8,10 +8,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from service.operations.night.results import Need, NightChange
-from service.pages.frame import formatting
-from service.pages.frame.render import marked
-from service.pages.night.changes_in_words import lines_of
+from batch_system.operations.night.results import Need, NightChange
+from batch_system.pages.frame import formatting
+from batch_system.pages.frame.render import marked
+from batch_system.pages.night.changes_in_words import lines_of
 
 NOW = datetime(2026, 10, 25, 6, 42, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -13,24 +13,24 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import PartitionedTask, TaskRegistry, clock
-from service.batch.firing import task_sync
-from service.batch.ledger import transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.parts import PartsGate, Split, Tally, tallies
-from service.batch.ledger.runs import insert_group
-from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.tables import attempts, pruned, runs
-from service.batch.queue import claiming, enqueue, unserved
-from service.batch.queue.cancel import request_cancel
-from service.batch.queue.capacity import Capacity
-from service.batch.queue.requests import Startable
-from service.batch.queue.retry import retry
-from service.batch.retention.pruning import Pruner
-from service.batch.retention.retention import Keep
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
-from service.errors import WrongState
+from batch_system import PartitionedTask, TaskRegistry, clock
+from batch_system.batch.firing import task_sync
+from batch_system.batch.ledger import transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.parts import PartsGate, Split, Tally, tallies
+from batch_system.batch.ledger.runs import insert_group
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.tables import attempts, pruned, runs
+from batch_system.batch.queue import claiming, enqueue, unserved
+from batch_system.batch.queue.cancel import request_cancel
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.requests import Startable
+from batch_system.batch.queue.retry import retry
+from batch_system.batch.retention.pruning import Pruner
+from batch_system.batch.retention.retention import Keep
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
+from batch_system.errors import WrongState
 from tests.batch.ledger_world import NODE, make_task, rows
 from tests.batch.test_runs import new
 from tests.waiting.conftest import still_clock as still_clock

@@ -11,9 +11,9 @@ from uuid import UUID
 
 import pytest
 
-from service import Done, Part, PartitionedTask, Retry, current_run
-from service.errors import InvalidTask, WrongState
-from service.testing import Batch
+from batch_system import Done, Part, PartitionedTask, Retry, current_run
+from batch_system.errors import InvalidTask, WrongState
+from batch_system.testing import Batch
 
 
 class Sums(PartitionedTask):

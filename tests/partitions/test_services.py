@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from service.database.engine import Database
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.databases import application_with_done, items_done
 from tests.incidents.receivers import http_receiver
@@ -29,7 +29,7 @@ SETTINGS = {
 
 TASKS = """
 import asyncio, os
-from service import Done, Part, PartitionedTask, current_run
+from batch_system import Done, Part, PartitionedTask, current_run
 from sqlalchemy import text
 
 class Load(PartitionedTask):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from service import TaskRegistry, logs
-from service.batch.tasks.registry import Task
+from batch_system import TaskRegistry, logs
+from batch_system.batch.tasks.registry import Task
 from tests.pools.world import World
 
 

@@ -7,13 +7,13 @@ import os
 import socket
 from typing import Any, cast
 
-from service.batch.execution.ending import Ending
-from service.batch.ledger.states import RunState
-from service.batch.pools import child_json, frames
-from service.batch.pools.child import Child
-from service.batch.pools.nursery import Begun, Nursery
-from service.logs import relay
-from service.logs.mode import stamp_now
+from batch_system.batch.execution.ending import Ending
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.pools import child_json, frames
+from batch_system.batch.pools.child import Child
+from batch_system.batch.pools.nursery import Begun, Nursery
+from batch_system.logs import relay
+from batch_system.logs.mode import stamp_now
 from tests.batch.attempts import SLOT
 from tests.batch.ledger_world import make_task
 
@@ -42,9 +42,9 @@ class Played:
 
 
 async def test_what_a_child_has_told_is_read_to_its_end_even_if_it_left_something_unread() -> None:
-    from service.batch.execution.attempt import Attempt
-    from service.batch.ledger.runs import Claimed
-    from service.concurrency.thread_pool import ThreadPool
+    from batch_system.batch.execution.attempt import Attempt
+    from batch_system.batch.ledger.runs import Claimed
+    from batch_system.concurrency.thread_pool import ThreadPool
 
     async def has_kernel_killed() -> bool:
         return False

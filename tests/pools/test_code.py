@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from service import TaskRegistry, logs
-from service.batch.ledger.states import RunState
-from service.batch.queue import enqueue
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
-from service.logs.log_lines import LONGEST_LINE
+from batch_system import TaskRegistry, logs
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.queue import enqueue
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
+from batch_system.logs.log_lines import LONGEST_LINE
 from tests.batch.ledger_world import know, rows, until
 from tests.pools.world import World, pool_of, shared_pool
 
@@ -176,7 +176,7 @@ async def test_lines_are_written_once_to_the_log_of_the_service_with_their_value
         logs.flush()
         logs.mode.mode.is_set_up = False
         logging.getLogger().handlers[:] = [
-            h for h in logging.getLogger().handlers if "service" not in type(h).__module__
+            h for h in logging.getLogger().handlers if "batch_system" not in type(h).__module__
         ]
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from service import clock, get_db
+from batch_system import clock, get_db
+from batch_system.batch.context import fencing
+from batch_system.batch.context.lease import LOST
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.database.companions import quarantine
+from batch_system.database.engine import Database
+from batch_system.database.session import leave_application_database, use_application_database
 from service.application.models import User
-from service.batch.context import fencing
-from service.batch.context.lease import LOST
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.database.companions import quarantine
-from service.database.engine import Database
-from service.database.session import leave_application_database, use_application_database
 from tests.pools.world import pool_of, until_gone
 
 TASKS = """
@@ -80,7 +80,7 @@ class Items(ItemTask):
             raise ValueError("a bad item")
         item.email = f"done-{item.email}"
 """
-TASKS = "from service import ItemTask, Skip\nfrom sqlalchemy import text\n" + TASKS
+TASKS = "from batch_system import ItemTask, Skip\nfrom sqlalchemy import text\n" + TASKS
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.context.lease import LOST
-from service.batch.execution import attempt
-from service.batch.execution.fingerprint import fingerprint_of
-from service.batch.ledger.states import RunState
-from service.batch.pools import child as parents_child
-from service.batch.pools.exit_reasons import memory_error
-from service.batch.tasks.registry import Task
+from batch_system.batch.context.lease import LOST
+from batch_system.batch.execution import attempt
+from batch_system.batch.execution.fingerprint import fingerprint_of
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.pools import child as parents_child
+from batch_system.batch.pools.exit_reasons import memory_error
+from batch_system.batch.tasks.registry import Task
 from tests.batch.ledger_world import until
 from tests.pools.world import Begun, World, pool_of, shared_pool, until_gone
 from tests.processes import suspend
@@ -162,7 +162,7 @@ async def test_a_run_whose_process_ends_fails_with_the_true_reason_and_the_polic
 async def test_the_error_of_a_child_has_its_class_its_message_and_the_authors_traceback(
     world: World,
 ) -> None:
-    from service import failures
+    from batch_system import failures
 
     begun = world.begin("crash", how="raises")
     error = (await begun.ending()).error
@@ -179,7 +179,7 @@ async def test_a_sigkill_of_the_kernel_is_reported_as_such(
     monkeypatch: pytest.MonkeyPatch, world: World
 ) -> None:
     counted = iter(range(10**9, 2 * 10**9))
-    monkeypatch.setattr("service.batch.pools.process_pool.kernel_kills", lambda: next(counted))
+    monkeypatch.setattr("batch_system.batch.pools.process_pool.kernel_kills", lambda: next(counted))
     ended = await world.ending_of("crash", how="killed")
     assert ended.reason == "killed by the kernel, because the machine ran out of memory"
 
@@ -327,7 +327,7 @@ async def test_a_child_that_hangs_after_its_end_is_killed_and_its_ending_stands(
 ) -> None:
     monkeypatch.setattr(parents_child, "EXIT_SECONDS", 0.2)
     text = """
-from service.database.engine import Database
+from batch_system.database.engine import Database
 
 class Stays(_Pooled):
     name = "stays"

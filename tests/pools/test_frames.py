@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.batch.context.lease import Lease, SharedLease
-from service.batch.execution.ending import Ending
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import Origin, RunState
-from service.batch.pools import child_json, frames
-from service.batch.pools.exit_reasons import exit_error, memory_error
-from service.batch.pools.output import Lines
-from service.batch.queue.requests import Startable, StartRequest, Starts
-from service.errors import DatabaseUnreachable, InvalidParameters, UnknownTask
-from service.logs.log_lines import LONGEST_LINE
+from batch_system import clock
+from batch_system.batch.context.lease import Lease, SharedLease
+from batch_system.batch.execution.ending import Ending
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.states import Origin, RunState
+from batch_system.batch.pools import child_json, frames
+from batch_system.batch.pools.exit_reasons import exit_error, memory_error
+from batch_system.batch.pools.output import Lines
+from batch_system.batch.queue.requests import Startable, StartRequest, Starts
+from batch_system.errors import DatabaseUnreachable, InvalidParameters, UnknownTask
+from batch_system.logs.log_lines import LONGEST_LINE
 from tests.batch.attempts import SLOT
 
 MESSAGES: list[dict[str, Any]] = [{"a": 1}, {"text": "é\ud800\0"}, {}, {"large": "x" * 300_000}]

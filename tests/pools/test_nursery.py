@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from service import BaseTask, TaskRegistry
-from service.batch.ledger.states import RunState
-from service.batch.pools import child
-from service.batch.pools import nursery as nurseries
-from service.batch.pools.nursery import Nursery
-from service.batch.pools.process_pool import ProcessPool
-from service.config import Settings
+from batch_system import BaseTask, TaskRegistry
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.pools import child
+from batch_system.batch.pools import nursery as nurseries
+from batch_system.batch.pools.nursery import Nursery
+from batch_system.batch.pools.process_pool import ProcessPool
+from batch_system.config import Settings
 from tests.batch.ledger_world import until
 from tests.pools.world import Begun, pool_of, until_gone, write_tasks
 from tests.processes import ROOT, suspend
@@ -163,7 +163,7 @@ async def test_children_die_with_a_service_that_is_killed(tmp_path: Path) -> Non
     code = f"""
 import asyncio, sys
 sys.path.insert(0, {str(ROOT)!r})
-from service import TaskRegistry
+from batch_system import TaskRegistry
 from tests.pools.world import Begun, ProcessPool, Settings, load_tasks, logs, Path
 
 async def main():
@@ -242,7 +242,7 @@ async def test_a_nursery_that_can_not_start_is_logged_once_and_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_tasks(TASKS)
-    monkeypatch.setattr("service.batch.pools.process_pool.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("batch_system.batch.pools.process_pool.FIRST_PAUSE", 0.01)
     pool = ProcessPool("cpu", 2, Settings(), TaskRegistry.tasks())
     good = sys.executable
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -309,7 +309,7 @@ async def test_a_task_that_was_registered_by_hand_is_imported_by_the_name_of_its
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "by_hand_module.py").write_text(
-        "from service import BaseTask\n\nclass Hand(BaseTask):\n"
+        "from batch_system import BaseTask\n\nclass Hand(BaseTask):\n"
         "    name, schedule, pool = 'hand', None, 'cpu'\n    def run(self):\n        return 'by "
         "hand'\n"
     )

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from service.batch.ledger import run_logs, tables
-from service.database.engine import Database
+from batch_system.batch.ledger import run_logs, tables
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.batch.test_runs import NOW, insert, new
 from tests.databases import application_with_done, items_done
@@ -31,7 +31,7 @@ SETTINGS = {
 
 TASKS = """
 import asyncio, os, time
-from service import BaseTask, Retry, current_run, get_logger
+from batch_system import BaseTask, Retry, current_run, get_logger
 from sqlalchemy import text
 
 logger = get_logger("authors")

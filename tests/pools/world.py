@@ -11,20 +11,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from service import clock, logs
-from service.batch.context.attempt_state import AttemptState
-from service.batch.context.lease import Lease
-from service.batch.execution.attempt import Attempt
-from service.batch.execution.ending import Ending
-from service.batch.ledger.run_logs import LogLine
-from service.batch.ledger.runs import Claimed
-from service.batch.ledger.states import Origin
-from service.batch.ledger.tables import new_id
-from service.batch.pools.process_pool import ProcessPool
-from service.batch.tasks.discovery import load_tasks
-from service.batch.tasks.registry import Task, TaskRegistry
-from service.concurrency.thread_pool import ThreadPool
-from service.config import Settings
+from batch_system import clock, logs
+from batch_system.batch.context.attempt_state import AttemptState
+from batch_system.batch.context.lease import Lease
+from batch_system.batch.execution.attempt import Attempt
+from batch_system.batch.execution.ending import Ending
+from batch_system.batch.ledger.run_logs import LogLine
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.states import Origin
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.pools.process_pool import ProcessPool
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.batch.tasks.registry import Task, TaskRegistry
+from batch_system.concurrency.thread_pool import ThreadPool
+from batch_system.config import Settings
 from tests.batch.attempts import SLOT
 
 SECONDS = 30.0
@@ -32,7 +32,7 @@ SECONDS = 30.0
 HEAD = """
 from __future__ import annotations
 import asyncio, ctypes, os, random, signal, subprocess, sys, threading, time
-from service import BaseTask, Retry, call_async, current_run, get_db, get_logger, once, start
+from batch_system import BaseTask, Retry, call_async, current_run, get_db, get_logger, once, start
 logger = get_logger("authors")
 
 class _Pooled(BaseTask):

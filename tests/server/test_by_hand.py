@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from service import (
+from batch_system import (
     BaseTask,
     BatchError,
     TaskRegistry,
@@ -22,11 +22,11 @@ from service import (
     start_scheduler,
     stop_scheduler,
 )
-from service.batch.firing.apscheduler import describe_jobs
+from batch_system.batch.firing.apscheduler import describe_jobs
 
 SECONDS = 10.0
 DROPPED = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Filed(BaseTask):
     name, schedule = "filed", "0 1 * * *"

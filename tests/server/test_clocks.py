@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.ledger.incidents.tables import incidents
-from service.testing.databases import wait_for
-from service.testing.postgres import PostgresServer
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.incidents.tables import incidents
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import PostgresServer
 from tests.faults.wrong_clock import SERVE, WrongClock
 from tests.outages import Case, until
 from tests.processes import Service, batch, process
@@ -47,7 +47,7 @@ import asyncio
 import os
 import time
 
-from service import BaseTask, Retry, current_run
+from batch_system import BaseTask, Retry, current_run
 
 
 def note(what):

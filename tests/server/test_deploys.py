@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from service import TaskRegistry, config
-from service.config import get_settings
-from service.operations.people.results import Change
-from service.server.service import BatchService
-from service.verbs.access import ListChanges
-from service.versions import application_version
+from batch_system import TaskRegistry, config
+from batch_system.config import get_settings
+from batch_system.operations.people.results import Change
+from batch_system.server.service import BatchService
+from batch_system.verbs.access import ListChanges
+from batch_system.versions import application_version
 
 TASK = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Report(BaseTask):
     name, schedule = "report", "{}"

@@ -28,11 +28,11 @@ import pytest
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED
 from starlette.applications import Starlette
 
-from service.app import lifespan
-from service.batch.nodes.loop_watchdog import EXIT_CODE, GRACE_SECONDS, LAST_SECONDS
-from service.server.shutdown import SAME_REQUEST_SECONDS
-from service.testing.postgres import OwnServer, find_binaries
-from service.web.api import routes
+from batch_system.app import lifespan
+from batch_system.batch.nodes.loop_watchdog import EXIT_CODE, GRACE_SECONDS, LAST_SECONDS
+from batch_system.server.shutdown import SAME_REQUEST_SECONDS
+from batch_system.testing.postgres import OwnServer, find_binaries
+from batch_system.web.api import routes
 from tests.docs.test_apps import answering
 from tests.processes import Service, batch, free_port, process, service
 
@@ -50,8 +50,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
-from service.app import lifespan
-from service.web.api import routes
+from batch_system.app import lifespan
+from batch_system.web.api import routes
 
 async def endless(request: Request) -> StreamingResponse:
     async def lines():
@@ -73,7 +73,7 @@ app = Starlette(routes=[*own_routes, *routes], lifespan=lifespan)
 
 TASKS = """
 import asyncio
-from service import BaseTask
+from batch_system import BaseTask
 
 class Tick(BaseTask):
     name, schedule, overlap = "tick", "* * * * * *", "allow"
@@ -87,7 +87,7 @@ class Long(BaseTask):
 HANGS = """
 import asyncio, os, time
 from pathlib import Path
-from service import BaseTask, call_async
+from batch_system import BaseTask, call_async
 
 class Hangs(BaseTask):
     name, schedule = "hangs", "* * * * * *"
@@ -107,7 +107,7 @@ SPINS_ON_THE_LOOP = HANGS.format(
 )
 
 SERVERS = {
-    "serve": ["service", "serve", "--port", "{port}"],
+    "serve": ["batch_system", "serve", "--port", "{port}"],
     "uvicorn": ["uvicorn", "application:app", "--port", "{port}"],
     "hypercorn": ["hypercorn", "application:app", "--bind", "127.0.0.1:{port}"],
     "granian": ["granian", "--interface", "asgi", "application:app", "--port", "{port}"],

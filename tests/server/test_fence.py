@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from service.batch.ledger import tables
-from service.database.engine import Database
+from batch_system.batch.ledger import tables
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.processes import BATCH, Service, process, service
 
 TASK = """
 import asyncio, os, signal
 from sqlalchemy import event, select, text
-from service import BaseTask, current_run, get_db
+from batch_system import BaseTask, current_run, get_db
 from service.application.models import User
-from service.database.session import application_database
+from batch_system.database.session import application_database
 
 def freeze(*_):
     if not os.path.exists("frozen"):

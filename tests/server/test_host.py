@@ -21,26 +21,26 @@ from sqlalchemy import event, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import Retry, clock, config, current_run, get_logger, logs
-from service.batch.execution.engine import LocalEngine
-from service.batch.execution.outcomes import Group
-from service.batch.execution.tickets import Look
-from service.batch.firing import schedule_sync, task_sync
-from service.batch.ledger import run_logs, tables, transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import new_tasks
-from service.batch.nodes.outage import Outage
-from service.batch.nodes.roles import BY_HAND
-from service.batch.tasks import discovery
-from service.config import get_settings
-from service.database.engine import LOCK_SECONDS, Database
-from service.errors import InvalidSetting
-from service.server.service import BatchService
-from service.server.shutdown import Stopping
-from service.settings.settings import ENV_FILE
-from service.testing.postgres import OwnServer, find_binaries
-from service.verbs.run_changes import CancelRun
+from batch_system import Retry, clock, config, current_run, get_logger, logs
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.execution.outcomes import Group
+from batch_system.batch.execution.tickets import Look
+from batch_system.batch.firing import schedule_sync, task_sync
+from batch_system.batch.ledger import run_logs, tables, transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import new_tasks
+from batch_system.batch.nodes.outage import Outage
+from batch_system.batch.nodes.roles import BY_HAND
+from batch_system.batch.tasks import discovery
+from batch_system.config import get_settings
+from batch_system.database.engine import LOCK_SECONDS, Database
+from batch_system.errors import InvalidSetting
+from batch_system.server.service import BatchService
+from batch_system.server.shutdown import Stopping
+from batch_system.settings.settings import ENV_FILE
+from batch_system.testing.postgres import OwnServer, find_binaries
+from batch_system.verbs.run_changes import CancelRun
 from tests.batch.ledger_world import make_task, refresh, rows, until
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
@@ -48,7 +48,7 @@ MINUTE = timedelta(minutes=1)
 Begin = Callable[[], Awaitable[BatchService]]
 
 DROPPED = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Dropped(BaseTask):
     name = "dropped"

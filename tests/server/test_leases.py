@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from service import clock, config, current_run, logs
-from service.batch.ledger import tables
-from service.batch.nodes import process_lock
-from service.config import get_settings
-from service.database.engine import Database
-from service.server.service import BatchService
-from service.testing.postgres import OwnServer, find_binaries
+from batch_system import clock, config, current_run, logs
+from batch_system.batch.ledger import tables
+from batch_system.batch.nodes import process_lock
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.server.service import BatchService
+from batch_system.testing.postgres import OwnServer, find_binaries
 from tests.batch.ledger_world import make_task, rows, until
 from tests.processes import Service, service
 
@@ -30,7 +30,7 @@ SETTINGS = {"HEARTBEAT_SECONDS": "0.5", "LEASE_SECONDS": str(LEASE), "POLL_SECON
 
 TASK = """
 import os, time
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 
 class Long(BaseTask):
     name, schedule = "long", "* * * * * *"

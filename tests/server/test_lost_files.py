@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.nodes.loop_watchdog import EXIT_CODE
+from batch_system.batch.nodes.loop_watchdog import EXIT_CODE
 from tests.outages import Case, until
 from tests.processes import SERVE, process
 

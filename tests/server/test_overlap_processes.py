@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from service.batch.ledger import tables
-from service.database.engine import Database
+from batch_system.batch.ledger import tables
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.processes import SERVE, process
 
@@ -18,8 +18,8 @@ SECONDS = 4.0
 
 TASKS = """
 import asyncio, os
-from service import BaseTask
-from service.batch.firing.dispatcher import Dispatcher
+from batch_system import BaseTask
+from batch_system.batch.firing.dispatcher import Dispatcher
 
 silent, notify = set(), Dispatcher.notify
 

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
-from service.batch.ledger import tables
-from service.config import Settings
-from service.server import reload
+from batch_system.batch.ledger import tables
+from batch_system.config import Settings
+from batch_system.server import reload
 from tests import processes
 from tests.batch.ledger_world import rows, until
 from tests.processes import ROOT, SERVE, START_SECONDS, Service, process, service, suspend
@@ -44,7 +44,7 @@ AS_IN_A_TERMINAL = (sys.executable, "-c", IN_A_GROUP, *RELOAD[1:])
 
 WAITS = """
 import asyncio, pathlib
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 
 class {cls}(BaseTask):
     name, schedule, overlap = "{name}", "* * * * * *", "skip"
@@ -57,7 +57,7 @@ class {cls}(BaseTask):
 
 BLOCKS = """
 import pathlib, time
-from service import BaseTask
+from batch_system import BaseTask
 
 class Blocks(BaseTask):
     name, schedule = "blocks", "* * * * * *"
@@ -96,7 +96,7 @@ def own_code(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def copy_of_the_service(folder: Path) -> Path:
     shutil.copytree(
-        ROOT / "service", folder / "service", ignore=shutil.ignore_patterns("__pycache__")
+        ROOT / "batch_system", folder / "batch_system", ignore=shutil.ignore_patterns("__pycache__")
     )
     return folder
 
@@ -107,7 +107,7 @@ def starts(running: Service) -> int:
 
 def reloads(running: Service) -> list[str]:
     """The files that each reload named in the log."""
-    return re.findall(r"reloading: (.*?) +\[service", running.stderr)
+    return re.findall(r"reloading: (.*?) +\[batch_system", running.stderr)
 
 
 async def says(text: Callable[[], str], part: str, times: int = 1, seconds: float = 20) -> None:
@@ -263,6 +263,14 @@ def test_caches_hidden_files_and_data_are_no_sources(tmp_path: Path) -> None:
     assert Path(reload.__file__) in reload.sources(Path("tasks"))
 
 
+def test_a_clones_own_application_and_the_files_with_settings_are_watched(tmp_path: Path) -> None:
+    names = {".env", "pyproject.toml", "service/app.py"}
+    (tmp_path / "service").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    assert {str(path) for path in reload.sources(Path("tasks")) if not path.is_absolute()} == names
+
+
 # What does not end it.
 
 
@@ -286,7 +294,7 @@ async def test_an_error_in_the_service_or_its_settings_waits_for_the_next_change
 ) -> None:
     make_folder(tmp_path, by_hand=BY_HAND)
     copy_of_the_service(tmp_path)  # the working directory is the first place that Python looks in
-    broken = tmp_path / "service/server/app.py"
+    broken = tmp_path / "batch_system/server/app.py"
     good = broken.read_text()
     with service(tmp_path, RELOAD) as running:
         broken.write_text(f"{good}\ndef (")
@@ -306,8 +314,8 @@ async def test_an_error_in_the_service_or_its_settings_waits_for_the_next_change
         await started(running, 3)
         assert running.process.poll() is None
         assert reloads(running) == [
-            "service/server/app.py",
-            "service/server/app.py",
+            "batch_system/server/app.py",
+            "batch_system/server/app.py",
             ".env",
             ".env",
         ]
@@ -372,7 +380,7 @@ async def knows(running: Service, task: str) -> bool:
 GIVES_UP_SOON = (
     sys.executable,
     "-c",
-    "from service.config import get_settings; from service.server import reload; "
+    "from batch_system.config import get_settings; from batch_system.server import reload; "
     "reload.GIVE_UP_SECONDS = 0.5; reload.serve(get_settings(), port=0)",
 )
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.ledger import tables
-from service.database.engine import Database
+from batch_system.batch.ledger import tables
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.processes import free_port
 
@@ -26,7 +26,7 @@ WORKERS = int(os.environ.get("REPLICA_WORKERS", "2"))
 
 TASKS = """
 import os
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 
 def witness(task):
     run = current_run()
@@ -53,7 +53,7 @@ def start(folder: Path, url: str) -> subprocess.Popen[bytes]:
         sys.executable,
         "-m",
         "uvicorn",
-        "service.app:app",
+        "batch_system.app:app",
         "--workers",
         str(WORKERS),
         "--port",

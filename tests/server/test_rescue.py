@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.ledger.database_time import now_of
-from service.batch.ledger.tables import new_id
-from service.batch.nodes import ledger_poll, process_lock
-from service.batch.nodes.orphans import rescue
-from service.database import lock_holder
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.database_time import now_of
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes import ledger_poll, process_lock
+from batch_system.batch.nodes.orphans import rescue
+from batch_system.database import lock_holder
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.processes import Service, service, suspend
 
 TASK = """
 import asyncio
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 
 class Long(BaseTask):
     name, schedule = "long", "* * * * * *"
@@ -92,7 +92,7 @@ async def test_a_node_beside_it_resumes_what_was_running_at_a_kill(
 
 FORKING = """
 import asyncio, concurrent.futures, multiprocessing, time
-from service import BaseTask
+from batch_system import BaseTask
 
 class Pool(BaseTask):
     name, schedule = "pool", "* * * * * *"
@@ -147,7 +147,7 @@ async def test_a_frozen_process_is_not_taken_for_dead(ledger: Database, tmp_path
 
 
 MANY = """
-from service import BaseTask
+from batch_system import BaseTask
 
 async def run(self) -> None: ...
 

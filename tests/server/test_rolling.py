@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from service.batch.ledger import tables
-from service.testing.databases import wait_for
-from service.testing.postgres import PostgresServer
+from batch_system.batch.ledger import tables
+from batch_system.testing.databases import wait_for
+from batch_system.testing.postgres import PostgresServer
 from tests.outages import Case, until
 from tests.processes import SERVE, Service, process
 
@@ -36,7 +36,7 @@ TASKS = '''
 import asyncio
 import os
 
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 
 VERSION = "{version}"
 

@@ -20,19 +20,19 @@ import httpx
 import pytest
 from sqlalchemy import insert, select
 
+from batch_system.batch.ledger import database_time, tables
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import FINAL, Rank
+from batch_system.database.engine import Database
+from batch_system.settings.urls import async_url
+from batch_system.testing.postgres import PostgresServer
 from service.application.models import User
-from service.batch.ledger import database_time, tables
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import FINAL, Rank
-from service.database.engine import Database
-from service.settings.urls import async_url
-from service.testing.postgres import PostgresServer
 from tests.batch.ledger_world import rows, until
 from tests.processes import BATCH, SERVE, UVICORN, Service, batch, process, service
 from tests.terminal import terminal
 
 TICK = """
-from service import BaseTask, current_run, get_db
+from batch_system import BaseTask, current_run, get_db
 from service.application.models import User
 
 class Tick(BaseTask):
@@ -45,7 +45,7 @@ class Tick(BaseTask):
 
 LONG = """
 import asyncio, pathlib
-from service import BaseTask
+from batch_system import BaseTask
 
 class Long(BaseTask):
     name, schedule = "long", "* * * * * *"
@@ -56,7 +56,7 @@ class Long(BaseTask):
 
 COLLECTS = """
 import gc, json, os, pathlib
-from service import BaseTask
+from batch_system import BaseTask
 
 class Collects(BaseTask):
     name, schedule = "collects", "* * * * * *"
@@ -68,7 +68,7 @@ class Collects(BaseTask):
 
 HANGS = """
 import time
-from service import BaseTask
+from batch_system import BaseTask
 
 class Hangs(BaseTask):
     name, schedule = "hangs", "* * * * * *"
@@ -77,7 +77,7 @@ class Hangs(BaseTask):
 
 BLOCKS = """
 import pathlib, time
-from service import BaseTask
+from batch_system import BaseTask
 
 class Blocks(BaseTask):
     name, schedule = "blocks", "* * * * * *"
@@ -88,7 +88,7 @@ class Blocks(BaseTask):
 """
 
 BY_HAND = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class ByHand(BaseTask):
     name, schedule = "by_hand", None
@@ -252,7 +252,7 @@ def test_serve_prints_its_address_its_databases_and_when_each_task_fires(shared:
 def test_serve_lists_the_twenty_tasks_that_are_due_next_and_says_how_many_more_there_are(
     tmp_path: Path,
 ) -> None:
-    minutes = "from service import BaseTask\n" + "".join(
+    minutes = "from batch_system import BaseTask\n" + "".join(
         f"class At{at}(BaseTask):\n    name, schedule = 'at_{at}', '{at} 0 1 1 *'\n    async def "
         "run(self): pass\n"
         for at in range(23)
@@ -403,7 +403,7 @@ def test_enter_in_the_terminal_prints_another_link_until_there_is_a_token(tmp_pa
 
 FORKS = """
 import os, time
-from service import BaseTask
+from batch_system import BaseTask
 
 class Forks(BaseTask):
     name, schedule = "forks", None
@@ -493,7 +493,7 @@ async def _has_slot(ledger: Database, since: datetime) -> bool:
 
 ONE_AT_A_TIME = """
 import asyncio, pathlib
-from service import BaseTask, current_run, get_logger
+from batch_system import BaseTask, current_run, get_logger
 
 class OneAtATime(BaseTask):
     name, schedule = "one_at_a_time", None

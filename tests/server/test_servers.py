@@ -24,7 +24,7 @@ from tests.processes import START_SECONDS, Service, free_port, process
 
 TASKS = """
 import asyncio
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 
 class Tick(BaseTask):
     name, schedule, overlap = "tick", "* * * * * *", "allow"

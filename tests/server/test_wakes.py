@@ -8,17 +8,17 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.queue import cancel, retry
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.queue import cancel, retry
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.batch.test_runs import insert, new
 from tests.processes import BATCH, SERVE, process, service
 
 TASKS = """
 import asyncio
-from service import BaseTask
+from batch_system import BaseTask
 
 class Short(BaseTask):
     name, schedule = "short", None

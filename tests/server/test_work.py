@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
-from service.batch.ledger import tables
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.wakes import CATALOG
-from service.database.engine import Database
-from service.database.histories import APPLICATION_HISTORIES
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.wakes import CATALOG
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import rows, until
 from tests.batch.test_runs import NOW, insert, new
 from tests.databases import application_with_done, items_done, migrated, url_of
+from tests.migrations import APPLICATION_HISTORIES
 from tests.processes import BATCH, Service, batch, process, service
 
 SETTINGS = {"POLL_SECONDS": "0.1", "DRAIN_SECONDS": "5", "LOG_LEVEL": "WARNING"}
@@ -28,7 +28,7 @@ SHORT_LEASE = {"HEARTBEAT_SECONDS": "0.2", "LEASE_SECONDS": "1.2"}
 TASKS = """
 import asyncio
 import os
-from service import BaseTask, current_run
+from batch_system import BaseTask, current_run
 from sqlalchemy import text
 
 class Usual(BaseTask):

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from service import Settings, get_settings
-from service.config import forget_settings, refresh_settings
-from service.errors import InvalidSetting
-from service.settings.urls import async_url
+from batch_system import Settings, get_settings
+from batch_system.config import forget_settings, refresh_settings
+from batch_system.errors import InvalidSetting
+from batch_system.settings.project_file import PROJECT_FILE
+from batch_system.settings.urls import async_url
 
 ENV = Path(".env")
 
@@ -47,6 +48,44 @@ def test_env_file_and_environment_are_read_and_the_environment_wins(
     monkeypatch.setenv("PORT", "9001")
     settings = get_settings()
     assert (settings.PORT, settings.BACKUP_CRON, settings.HOST) == (9001, "0 3 * * *", "127.0.0.1")
+
+
+def test_pyproject_toml_may_name_parts_of_the_project_and_env_precedes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("BATCH_MIGRATIONS")
+    Path("mine/versions").mkdir(parents=True)
+    PROJECT_FILE.write_text(
+        '[tool.batch-system]\nTASKS_DIR = "shop/jobs"\nBATCH_MIGRATIONS = "mine"\n'
+    )
+    write("TASKS_DIR=shop/tasks\n")
+    settings = get_settings()
+    assert (Path("shop/tasks"), Path("mine")) == (settings.TASKS_DIR, settings.BATCH_MIGRATIONS)
+    assert settings.sources == {"TASKS_DIR": ".env", "BATCH_MIGRATIONS": "pyproject.toml"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            '[tool.batch-system]\nDATABASE_URL = "postgresql://user:secret@host/name"',
+            "'DATABASE_URL' is not read from [tool.batch-system] in pyproject.toml, which is "
+            "committed; set it in .env. Allowed there: TASKS_DIR, SETTINGS, BATCH_MIGRATIONS",
+        ),
+        ("[tool.batch-system\n", "the file pyproject.toml can't be read: Expected ']'"),
+        ("[tool]\nbatch-system = 3\n", "[tool.batch-system] in pyproject.toml is 3; allowed: a "),
+        (
+            '[tool.batch-system]\nBATCH_MIGRATIONS = "nowhere"',
+            "setting BATCH_MIGRATIONS: allowed: a folder that has a folder `versions` with ",
+        ),
+    ],
+)
+def test_a_wrong_pyproject_toml_is_refused_without_a_secret(
+    text: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BATCH_MIGRATIONS")
+    PROJECT_FILE.write_text(text)
+    assert refusal().startswith(sentence) and "secret" not in refusal()
 
 
 def test_an_authors_own_keys_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +307,7 @@ def test_libpqs_name_for_encryption_becomes_the_drivers(monkeypatch: pytest.Monk
 
 OWN = """
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from service import Settings
+from batch_system import Settings
 
 class Extended(Settings):
     REPORT_TO: str = "nobody"

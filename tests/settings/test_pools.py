@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from service.config import get_settings
-from service.errors import InvalidSetting
-from service.settings.pools import Pool, pools_of
+from batch_system.config import get_settings
+from batch_system.errors import InvalidSetting
+from batch_system.settings.pools import Pool, pools_of
 
 DASK = [
     ("dask://host", Pool("dask", address="tcp://host:8786")),

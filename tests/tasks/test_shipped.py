@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, text
 
-from service import TaskRegistry, clock, config, get_db
+from batch_system import TaskRegistry, clock, config, get_db
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.database.engine import Database
+from batch_system.testing import Batch
 from service.application.models import Session, User
 from service.application.sessions import SessionService
-from service.batch.tasks.discovery import load_tasks
-from service.database.engine import Database
-from service.testing import Batch
 from tasks.cleanup_sessions import CleanupSessionsTask
 from tasks.daily_report import DailyReportTask
 from tests.backup.here import make_backups_here

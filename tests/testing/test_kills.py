@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import Select, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import BaseTask, ItemTask, Retry, Skip, get_db, start
+from batch_system import BaseTask, ItemTask, Retry, Skip, get_db, start
+from batch_system.errors import BatchError
+from batch_system.testing import Batch, CommittedChunk
+from batch_system.testing.kills import FreezableCoroutine, Kill
+from batch_system.testing.records import RunRecord
 from service.application.models import User
-from service.errors import BatchError
-from service.testing import Batch, CommittedChunk
-from service.testing.kills import FreezableCoroutine, Kill
-from service.testing.records import RunRecord
 
 on_sqlite = pytest.mark.parametrize("batch_database", ["sqlite"])
 """Where the kind of database plays no part."""

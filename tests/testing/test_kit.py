@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from service import (
+from batch_system import (
     BaseTask,
     Done,
     ItemTask,
@@ -31,9 +31,8 @@ from service import (
     start,
     start_all,
 )
-from service.application.models import User
-from service.config import forget_settings
-from service.errors import (
+from batch_system.config import forget_settings
+from batch_system.errors import (
     BatchError,
     InvalidParameters,
     InvalidTask,
@@ -41,8 +40,9 @@ from service.errors import (
     UnknownTask,
     WrongState,
 )
-from service.testing.kit import START, Batch
-from service.testing.records import RunRecord
+from batch_system.testing.kit import START, Batch
+from batch_system.testing.records import RunRecord
+from service.application.models import User
 
 HOUR = timedelta(hours=1)
 logger = get_logger("tests.kit")
@@ -130,7 +130,7 @@ async def test_the_tasks_of_the_folder_fire_too(
     batch_database: str, request: pytest.FixtureRequest
 ) -> None:
     Path("tasks/from_a_file.py").write_text(
-        "from service import BaseTask\nclass F(BaseTask):\n    name = 'f'\n    schedule = "
+        "from batch_system import BaseTask\nclass F(BaseTask):\n    name = 'f'\n    schedule = "
         "'@hourly'\n"
         "    async def run(self) -> int:\n        return 5\n"
     )
@@ -252,7 +252,7 @@ async def test_the_clock_starts_where_a_test_puts_it_and_never_goes_back(batch: 
 
 
 LATE = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Late(BaseTask):
     name, schedule = "late", None

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import pytest
 
-from service.config import Settings
+from batch_system.config import Settings
 from tests import preloaded
 
 ROOT = Path(__file__).parent.parent.parent
@@ -129,8 +129,8 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
-from service import BaseTask
-from service.errors import BatchError
+from batch_system import BaseTask
+from batch_system.errors import BatchError
 
 Session = async_sessionmaker(create_async_engine("sqlite+aiosqlite:///app.db", poolclass=NullPool))
 
@@ -235,7 +235,7 @@ def batch_metadata():
 """
 HAS_ORDERS = """
 import pytest
-from service import get_db
+from batch_system import get_db
 from sqlalchemy import text
 
 @pytest.mark.asyncio

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-import service
+import batch_system
 from tests.docs.test_docs import readme
 from tests.processes import BATCH, ROOT, environment
 
@@ -129,7 +129,7 @@ def test_a_mistake_is_not_refused_for_something_else(pyright: list[Found]) -> No
 
 def test_the_checkers_see_the_package_as_typed(mypy: list[Found], pyright: list[Found]) -> None:
     """Without it mypy takes every name for an Any, and refuses the import."""
-    assert (Path(service.__file__).parent / "py.typed").exists()
+    assert (Path(batch_system.__file__).parent / "py.typed").exists()
     assert not any(report.rule.startswith("import") for report in mypy)
     assert not any(report.rule == "reportMissingTypeStubs" for report in pyright)
 

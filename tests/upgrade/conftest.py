@@ -11,8 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from service import clock, config, logs
-from service.testing.postgres import PostgresServer
+from batch_system import clock, config, logs
+from batch_system.testing.postgres import PostgresServer
 from tests.conftest import KINDS
 from tests.upgrade import states
 

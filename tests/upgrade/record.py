@@ -30,9 +30,9 @@ from sqlalchemy import Update, make_url, text, update
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from service import clock
-from service.batch.ledger.tables import schedules
-from service.testing.postgres import find_binaries, start_server
+from batch_system import clock
+from batch_system.batch.ledger.tables import schedules
+from batch_system.testing.postgres import find_binaries, start_server
 from tests.processes import BATCH, SERVE, batch, process, service
 from tests.upgrade import states
 

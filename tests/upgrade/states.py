@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from service.backup.file.folder import taken_at
+from batch_system.backup.file.folder import taken_at
 
 HERE = Path(__file__).parent
 TASKS = HERE / "tasks"

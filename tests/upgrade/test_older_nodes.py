@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select, text, update
 
-from service import clock
-from service.batch.ledger import database_time
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.ledger.tables import new_id, nodes
-from service.batch.nodes import process_lock
-from service.batch.nodes.process_lock import ProcessLock
-from service.database.engine import Database
-from service.database.migrate import migrate
-from service.errors import DatabaseError, DatabaseInUse
-from service.operations.asking import databases
-from service.operations.asking.databases import migrate_ledger
+from batch_system import clock
+from batch_system.batch.ledger import database_time
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.tables import new_id, nodes
+from batch_system.batch.nodes import process_lock
+from batch_system.batch.nodes.process_lock import ProcessLock
+from batch_system.database.engine import Database
+from batch_system.database.migrate import migrate
+from batch_system.errors import DatabaseError, DatabaseInUse
+from batch_system.operations.asking import databases
+from batch_system.operations.asking.databases import migrate_ledger
 from tests.migrations import add_migration
 
 OLDER = LEDGER_HISTORY.revisions[-1]

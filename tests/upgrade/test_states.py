@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from service.batch.ledger.migration import LEDGER_HISTORY
-from service.batch.tasks.discovery import load_tasks
-from service.config import get_settings
-from service.server.service import BatchService
-from service.verbs.run_changes import RetryRun
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.tasks.discovery import load_tasks
+from batch_system.config import get_settings
+from batch_system.server.service import BatchService
+from batch_system.verbs.run_changes import RetryRun
 from tests.batch.ledger_world import until
 from tests.commands import Batch, in_this_process
 from tests.upgrade import states

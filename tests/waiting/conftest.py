@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from service import TaskRegistry, clock
-from service.batch.queue import enqueue
-from service.database.engine import Database
+from batch_system import TaskRegistry, clock
+from batch_system.batch.queue import enqueue
+from batch_system.database.engine import Database
 from tests.waiting.world import START, Waits
 
 

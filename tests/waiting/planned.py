@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.batch.ledger import (
+from batch_system.batch.ledger import (
     chains,
     json_rows,
     parts,
@@ -20,13 +20,13 @@ from service.batch.ledger import (
     transitions,
     waits,
 )
-from service.batch.ledger.parts import PartsGate, Split
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import Rank
-from service.batch.queue import gates
-from service.database.engine import Database
-from service.operations.runs import chain
-from service.operations.runs.awaited import awaited, blocked_runs
+from batch_system.batch.ledger.parts import PartsGate, Split
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import Rank
+from batch_system.batch.queue import gates
+from batch_system.database.engine import Database
+from batch_system.operations.runs import chain
+from batch_system.operations.runs.awaited import awaited, blocked_runs
 from tests.batch.test_runs import new
 
 Of = Callable[[str], AbstractContextManager[None]]

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from service import clock
-from service.batch.account.account import Account
-from service.batch.account.account import accounts as accounts_of
-from service.batch.firing import task_sync
-from service.batch.firing.backfill import Backfill, interval_of
-from service.batch.ledger.states import RunState
-from service.batch.queue.enqueue import Startable
-from service.batch.tasks.declaration import Missed
+from batch_system import clock
+from batch_system.batch.account.account import Account
+from batch_system.batch.account.account import accounts as accounts_of
+from batch_system.batch.firing import task_sync
+from batch_system.batch.firing.backfill import Backfill, interval_of
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.queue.enqueue import Startable
+from batch_system.batch.tasks.declaration import Missed
 from tests.waiting.test_after import THREE, daily, load_after, make_slots
 from tests.waiting.world import DAY, MINUTE, START, Waits
 

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from service import clock
-from service.batch.firing import task_sync
-from service.batch.firing.backfill import Backfill, interval_of
-from service.batch.ledger import missed_ranges, schedules, tables
-from service.batch.ledger.missed_ranges import Cause
-from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.waits import waits as waits_table
-from service.batch.queue import gates
-from service.batch.queue.cancel import request_cancel
-from service.batch.queue.enqueue import Startable
-from service.batch.queue.retry import retry
-from service.batch.tasks.after import After
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.firing import task_sync
+from batch_system.batch.firing.backfill import Backfill, interval_of
+from batch_system.batch.ledger import missed_ranges, schedules, tables
+from batch_system.batch.ledger.missed_ranges import Cause
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.waits import waits as waits_table
+from batch_system.batch.queue import gates
+from batch_system.batch.queue.cancel import request_cancel
+from batch_system.batch.queue.enqueue import Startable
+from batch_system.batch.queue.retry import retry
+from batch_system.batch.tasks.after import After
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, refresh, rows, schedule_sync_of
 from tests.batch.test_leases import put_node
 from tests.waiting.world import DAY, MINUTE, Waits

@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from service import Start, clock, start_all
-from service.batch.ledger import tables
-from service.batch.ledger.people import audit
-from service.batch.ledger.states import RunState
-from service.batch.tasks.after import After
-from service.batch.tasks.registry import Task
-from service.config import get_settings
-from service.database.engine import Database
-from service.errors import InvalidParameters, WrongState
-from service.operations.asking.context import Loaded
-from service.operations.bulks import bulk
-from service.operations.operations import Operations
-from service.operations.starting import backfill
-from service.operations.starting.results import BackfillRequest
-from service.verbs.run_changes import RetryRun
-from service.verbs.runs import CountRunsAfter
+from batch_system import Start, clock, start_all
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.people import audit
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.tasks.after import After
+from batch_system.batch.tasks.registry import Task
+from batch_system.config import get_settings
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidParameters, WrongState
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.bulks import bulk
+from batch_system.operations.operations import Operations
+from batch_system.operations.starting import backfill
+from batch_system.operations.starting.results import BackfillRequest
+from batch_system.verbs.run_changes import RetryRun
+from batch_system.verbs.runs import CountRunsAfter
 from tests.batch.ledger_world import make_task, rows
 from tests.commands import Batch, in_this_process
 from tests.waiting.test_after import THREE, daily

@@ -9,20 +9,20 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from service import Start, clock, start_all
-from service.batch.firing import task_sync
-from service.batch.firing.backfill import Backfill, interval_of
-from service.batch.firing.waiting import MOST_LEFT, Opener
-from service.batch.ledger import buckets
-from service.batch.ledger.buckets import buckets as buckets_table
-from service.batch.ledger.states import Rank, RunState
-from service.batch.ledger.tables import runs
-from service.batch.nodes.ledger_poll import LedgerChanges
-from service.batch.nodes.outage import Outage
-from service.batch.queue import retry as retrying
-from service.batch.queue.enqueue import Startable
-from service.batch.queue.retry import retry
-from service.database.engine import Database
+from batch_system import Start, clock, start_all
+from batch_system.batch.firing import task_sync
+from batch_system.batch.firing.backfill import Backfill, interval_of
+from batch_system.batch.firing.waiting import MOST_LEFT, Opener
+from batch_system.batch.ledger import buckets
+from batch_system.batch.ledger.buckets import buckets as buckets_table
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.tables import runs
+from batch_system.batch.nodes.ledger_poll import LedgerChanges
+from batch_system.batch.nodes.outage import Outage
+from batch_system.batch.queue import retry as retrying
+from batch_system.batch.queue.enqueue import Startable
+from batch_system.batch.queue.retry import retry
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import make_task, rows, until
 from tests.waiting.test_after import THREE, again, daily, no_tasks
 from tests.waiting.test_and_after import chain, states

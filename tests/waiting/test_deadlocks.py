@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import Start, clock, start_all
-from service.batch.ledger import tables, transitions
-from service.batch.ledger.states import RunState
-from service.batch.queue import gates
-from service.batch.queue.gates import Decided
-from service.database.engine import Database
+from batch_system import Start, clock, start_all
+from batch_system.batch.ledger import tables, transitions
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.queue import gates
+from batch_system.batch.queue.gates import Decided
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import make_task, rows, until_waiting
 from tests.waiting.world import START, Waits
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from service import Start, clock, start, start_all
-from service.batch.ledger import transitions
-from service.batch.ledger.states import Rank, RunState
-from service.batch.queue.cancel import request_cancel
-from service.batch.queue.retry import retry
-from service.batch.tasks.registry import Task
-from service.errors import InvalidParameters, UnknownTask
+from batch_system import Start, clock, start, start_all
+from batch_system.batch.ledger import transitions
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.queue.cancel import request_cancel
+from batch_system.batch.queue.retry import retry
+from batch_system.batch.tasks.registry import Task
+from batch_system.errors import InvalidParameters, UnknownTask
 from tests.batch.ledger_world import make_task, rows
 from tests.waiting.world import Waits
 

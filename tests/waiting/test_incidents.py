@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from service import After, Alerts, clock
-from service.alerts.messages import message_of
-from service.batch.ledger.incidents.tables import outbox
-from service.batch.ledger.states import RunState
-from service.batch.queue.retry import retry
-from service.config import get_settings
-from service.operations.asking.context import Loaded
-from service.operations.night.night import night as night_of
-from service.operations.night.results import Need, Night
-from service.operations.operations import Operations
-from service.verbs.incidents import ShowIncident
+from batch_system import After, Alerts, clock
+from batch_system.alerts.messages import message_of
+from batch_system.batch.ledger.incidents.tables import outbox
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.queue.retry import retry
+from batch_system.config import get_settings
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.night.night import night as night_of
+from batch_system.operations.night.results import Need, Night
+from batch_system.operations.operations import Operations
+from batch_system.verbs.incidents import ShowIncident
 from tests.batch.ledger_world import make_task, rows
 from tests.incidents.watching import Watching, watching
 from tests.waiting.test_after import THREE, again, daily, load_after, make_slots

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from service import clock, start
-from service.batch.ledger.states import RunState
-from service.batch.queue.cancel import request_cancel
-from service.errors import InvalidParameters
+from batch_system import clock, start
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.queue.cancel import request_cancel
+from batch_system.errors import InvalidParameters
 from tests.batch.ledger_world import make_task, rows
 from tests.waiting.world import MINUTE, START, Waits
 

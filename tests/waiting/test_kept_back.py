@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from service import Start, start_all
-from service.batch.ledger import chains
-from service.batch.ledger.chains import KeptBack
-from service.batch.ledger.states import RunState
-from service.batch.queue.retry import retry
-from service.batch.tasks.after import After
-from service.words import kept_back_in_words
+from batch_system import Start, start_all
+from batch_system.batch.ledger import chains
+from batch_system.batch.ledger.chains import KeptBack
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.queue.retry import retry
+from batch_system.batch.tasks.after import After
+from batch_system.words import kept_back_in_words
 from tests.batch.ledger_world import make_task, rows
 from tests.waiting.test_after import THREE, daily, load_after, make_slots
 from tests.waiting.world import Waits

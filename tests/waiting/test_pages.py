@@ -28,7 +28,7 @@ from tests.web.browsers import show_as
 TASKS = '''
 from pathlib import Path
 
-from service import BaseTask, Start, Upstream, start, start_all
+from batch_system import BaseTask, Start, Upstream, start, start_all
 
 
 class Extract(BaseTask):

@@ -20,19 +20,19 @@ from sqlalchemy import Connection, event, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service import Start, clock, start, start_all
-from service.batch.execution.engine import LocalEngine
-from service.batch.firing.waiting import Opener, open_and_close
-from service.batch.ledger import runs, tables, transitions
-from service.batch.ledger import waits as waits_module
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.states import RunState
-from service.batch.queue import enqueue, gates
-from service.batch.queue.cancel import request_cancel
-from service.batch.queue.retry import retry
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
-from service.errors import LeaseLost
+from batch_system import Start, clock, start, start_all
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.firing.waiting import Opener, open_and_close
+from batch_system.batch.ledger import runs, tables, transitions
+from batch_system.batch.ledger import waits as waits_module
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.queue import enqueue, gates
+from batch_system.batch.queue.cancel import request_cancel
+from batch_system.batch.queue.retry import retry
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
+from batch_system.errors import LeaseLost
 from tests.batch.ledger_world import NODE, make_task, rows, until
 from tests.batch.test_runs import new
 from tests.waiting.world import Waits

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from service import Start, clock, config, start, start_all
-from service.config import get_settings
-from service.server.service import BatchService
+from batch_system import Start, clock, config, start, start_all
+from batch_system.config import get_settings
+from batch_system.server.service import BatchService
 from tests.batch.ledger_world import make_task, rows, until
 from tests.waiting.world import MINUTE
 

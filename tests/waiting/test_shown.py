@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from service import Start, clock, start, start_all
-from service.batch.ledger import database_time
-from service.operations.runs import late
-from service.operations.runs.waiting import Waiting
+from batch_system import Start, clock, start, start_all
+from batch_system.batch.ledger import database_time
+from batch_system.operations.runs import late
+from batch_system.operations.runs.waiting import Waiting
 from tests.batch.ledger_world import make_task, rows
 from tests.waiting.test_after import THREE
 from tests.waiting.world import MINUTE, START, Waits

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from service import BaseTask, Done, Start, Upstream, call_async, clock, start_all
-from service.batch.context.upstream import no_members
-from service.batch.ledger import waits as waits_rows
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id
-from service.batch.queue import upstream_results
-from service.batch.queue.enqueue import use_no_service, use_service
-from service.batch.tasks.registry import TaskRegistry
-from service.database.engine import Database
-from service.errors import InvalidParameters
-from service.server.service import BatchService
+from batch_system import BaseTask, Done, Start, Upstream, call_async, clock, start_all
+from batch_system.batch.context.upstream import no_members
+from batch_system.batch.ledger import waits as waits_rows
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.queue import upstream_results
+from batch_system.batch.queue.enqueue import use_no_service, use_service
+from batch_system.batch.tasks.registry import TaskRegistry
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidParameters
+from batch_system.server.service import BatchService
 from tests.batch.ledger_world import make_task, rows
 from tests.pools.world import pool_of
 from tests.waiting.test_service import ended
@@ -137,7 +137,7 @@ def test_upstream_is_not_a_parameter_that_a_person_gives() -> None:
 
 
 TASKS = """
-from service import Upstream
+from batch_system import Upstream
 
 class Load(_Pooled):
     name = "load"
@@ -165,8 +165,8 @@ async def test_a_child_gets_them_from_its_service(waits: Waits, application: Dat
             await waits.start(row["id"])
             await waits.finish(row["id"], result={"n": 1})
         extract = await waits.run_of("extract")
-        from service.batch.ledger import json_rows
-        from service.batch.ledger.waits import waits as table
+        from batch_system.batch.ledger import json_rows
+        from batch_system.batch.ledger.waits import waits as table
 
         async with waits.ledger.engine.begin() as connection:
             await json_rows.insert(

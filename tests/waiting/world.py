@@ -7,14 +7,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from service import clock
-from service.batch.firing.waiting import open_and_close
-from service.batch.ledger import transitions
-from service.batch.ledger.attempts import Outcome
-from service.batch.ledger.states import RunState
-from service.batch.queue.capacity import Capacity
-from service.batch.tasks.registry import Task
-from service.database.engine import Database
+from batch_system import clock
+from batch_system.batch.firing.waiting import open_and_close
+from batch_system.batch.ledger import transitions
+from batch_system.batch.ledger.attempts import Outcome
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.tasks.registry import Task
+from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, rows
 
 START = datetime(2026, 3, 10, 0, 30, tzinfo=UTC)

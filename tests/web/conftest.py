@@ -10,15 +10,15 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from service import config
-from service.app import create_app
-from service.operations.asking.actor import ROLES, Role
-from service.operations.operations import Operations
-from service.operations.people import access
-from service.server.service import BatchService
+from batch_system import config
+from batch_system.app import create_app
+from batch_system.operations.asking.actor import ROLES, Role
+from batch_system.operations.operations import Operations
+from batch_system.operations.people import access
+from batch_system.server.service import BatchService
 
 TASKS = '''
-from service import BaseTask, ItemTask
+from batch_system import BaseTask, ItemTask
 
 class Report(BaseTask):
     """Makes a report."""

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.server import ServerState
 
-from service.server.connections import Connections
+from batch_system.server.connections import Connections
 
 EVENTS = "/api/v1/events"
 

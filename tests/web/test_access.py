@@ -11,20 +11,20 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from service import clock
-from service.app import create_app
-from service.batch.ledger.people import access
-from service.config import forget_settings, get_settings
-from service.errors import InvalidSetting
-from service.operations.asking.actor import Actor, Role
-from service.operations.asking.context import Context
-from service.operations.people import access as people_access
-from service.operations.people.access import create_link, create_token, hash_of, sign_in
-from service.server.uvicorn import listen
-from service.verbs.access import RevokeToken
-from service.verbs.verb import all_verbs
-from service.web.csrf import csrf_of
-from service.web.limits import LOOKS
+from batch_system import clock
+from batch_system.app import create_app
+from batch_system.batch.ledger.people import access
+from batch_system.config import forget_settings, get_settings
+from batch_system.errors import InvalidSetting
+from batch_system.operations.asking.actor import Actor, Role
+from batch_system.operations.asking.context import Context
+from batch_system.operations.people import access as people_access
+from batch_system.operations.people.access import create_link, create_token, hash_of, sign_in
+from batch_system.server.uvicorn import listen
+from batch_system.verbs.access import RevokeToken
+from batch_system.verbs.verb import all_verbs
+from batch_system.web.csrf import csrf_of
+from batch_system.web.limits import LOOKS
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served, client_of
 
@@ -112,7 +112,7 @@ async def test_each_resource_refuses_credentials_that_are_not_good(
         "a cookie from another site": ({**with_csrf, "Sec-Fetch-Site": "cross-site"}, {403}),
         "a cookie of nobody": ({"Cookie": f"batch_session=bs_{'0' * 12}_{'x' * 43}"}, {401}),
     }
-    monkeypatch.setattr("service.web.limits._Windows.full", lambda self, key: None)
+    monkeypatch.setattr("batch_system.web.limits._Windows.full", lambda self, key: None)
     for endpoint in NEEDED:
         for name, (headers, statuses) in wrong.items():
             if (
@@ -186,7 +186,7 @@ async def test_a_revoked_token_ends_its_sessions_too(
     headers = {"Cookie": f"batch_session={session.secret}"}
     assert (await served.nobody.get("/api/v1/tasks", headers=headers)).status_code == 200
     assert (await served.admin.delete("/api/v1/tokens/laptop")).status_code == 200
-    monkeypatch.setattr("service.web.access.KNOWN_SECONDS", 0.0)
+    monkeypatch.setattr("batch_system.web.access.KNOWN_SECONDS", 0.0)
     now = clock.monotonic()
     monkeypatch.setattr(clock, "monotonic", lambda: now + 1.1)
     assert (await served.nobody.get("/api/v1/tasks", headers=headers)).status_code == 401
@@ -360,7 +360,7 @@ async def test_a_sign_in_ends_the_session_before_it(served: Served) -> None:
 async def test_wrong_tokens_are_in_the_audit_once_a_minute_with_their_addresses(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.web.access.NOTE_SECONDS", 0.0)
+    monkeypatch.setattr("batch_system.web.access.NOTE_SECONDS", 0.0)
     guesser = client_of(served.service_app, f"bt_{'0' * 12}_{'x' * 43}", host="10.9.8.7")
     for _ in range(3):
         await guesser.get("/api/v1/tasks")

@@ -17,23 +17,23 @@ import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from starlette.applications import Starlette
 
-from service import TaskRegistry, config, start
-from service.app import create_app
-from service.batch.execution import engine
-from service.batch.firing import task_sync
-from service.config import get_settings
-from service.errors import InvalidSetting
-from service.operations.asking.context import Loaded
-from service.operations.operations import Operations
-from service.operations.system import nodes
-from service.server import readiness
-from service.testing.postgres import OwnServer, find_binaries
-from service.verbs.night import ShowStatus
-from service.web import api
+from batch_system import TaskRegistry, config, start
+from batch_system.app import create_app
+from batch_system.batch.execution import engine
+from batch_system.batch.firing import task_sync
+from batch_system.config import get_settings
+from batch_system.errors import InvalidSetting
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations
+from batch_system.operations.system import nodes
+from batch_system.server import readiness
+from batch_system.testing.postgres import OwnServer, find_binaries
+from batch_system.verbs.night import ShowStatus
+from batch_system.web import api
 from tests.batch.ledger_world import make_task, refresh, rows, until
 
 TASKS = '''
-from service import BaseTask
+from batch_system import BaseTask
 
 class Often(BaseTask):
     """Every second."""

@@ -19,12 +19,12 @@ from typing import Any
 import httpx
 import pytest
 
-from service.batch.ledger.runs import NewRun
-from service.config import Settings
-from service.database.types import stamp
-from service.operations.asking.context import Loaded
-from service.operations.operations import open_operations
-from service.operations.people import access
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.config import Settings
+from batch_system.database.types import stamp
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import open_operations
+from batch_system.operations.people import access
 from tests.batch.ledger_world import until
 from tests.processes import Service, service
 from tests.web.streams import ask_for_stream, holder_of
@@ -34,7 +34,7 @@ BODY_BYTES = 100_000_000
 HEADER_BYTES = 1_000_000
 
 TASKS = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Tick(BaseTask):
     name, schedule, overlap = "tick", "* * * * * *", "allow"

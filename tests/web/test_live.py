@@ -16,18 +16,18 @@ import httpx
 import pytest
 from sqlalchemy import event, insert, update
 
-from service import clock
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import RunState
-from service.batch.ledger.tables import new_id, nodes, runs
-from service.operations.asking.actor import Actor
-from service.operations.asking.context import Context
-from service.operations.people import access
-from service.operations.people import access as people_access
-from service.operations.system.live import NEWEST
-from service.server.connections import Connections
-from service.verbs.access import RevokeToken
-from service.web.stream import MOST_WAITING_BYTES
+from batch_system import clock
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import new_id, nodes, runs
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.asking.context import Context
+from batch_system.operations.people import access
+from batch_system.operations.people import access as people_access
+from batch_system.operations.system.live import NEWEST
+from batch_system.server.connections import Connections
+from batch_system.verbs.access import RevokeToken
+from batch_system.web.stream import MOST_WAITING_BYTES
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served
 from tests.web.streams import EVENTS, Server, listening
@@ -54,7 +54,7 @@ async def viewer(site: Server, served: Served) -> AsyncIterator[httpx.AsyncClien
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ledger is read more often, so that a test waits less."""
-    monkeypatch.setattr("service.web.live.LOOK_SECONDS", OFTEN)
+    monkeypatch.setattr("batch_system.web.live.LOOK_SECONDS", OFTEN)
 
 
 def queued(seconds: float = 0.0, **columns: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ async def test_a_client_that_may_have_missed_something_is_told_to_reload(
 async def test_a_client_that_comes_back_after_nobody_has_watched_is_told_to_reload(
     served: Served, viewer: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.web.live.LINGER_SECONDS", 0.0)
+    monkeypatch.setattr("batch_system.web.live.LINGER_SECONDS", 0.0)
     row = queued()
     await add(served, row)
     async with listening(viewer, "runs") as stream:
@@ -248,8 +248,8 @@ async def test_any_number_of_streams_read_the_ledger_once_a_second(
 async def test_a_stream_ends_at_once_when_the_service_stops(
     served: Served, viewer: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.web.events.CHECK_SECONDS", 30.0)
-    monkeypatch.setattr("service.web.events.END_SECONDS", 30.0)
+    monkeypatch.setattr("batch_system.web.events.CHECK_SECONDS", 30.0)
+    monkeypatch.setattr("batch_system.web.events.END_SECONDS", 30.0)
     async with listening(viewer, "runs") as stream:
         served.service.stopping.set()
         assert await stream.rest(within=20) == [], "it waits for the next look at its token"
@@ -344,7 +344,7 @@ def read_until(client: socket.socket, wanted: bytes) -> None:
 async def test_an_open_stream_rarely_checks_its_token_and_ends_at_the_next_check_if_it_is_revoked(
     served: Served, site: Server, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr("service.web.access.KNOWN_SECONDS", 0.0)
+    monkeypatch.setattr("batch_system.web.access.KNOWN_SECONDS", 0.0)
     made = await access.create_token(served.operations.context, "laptop", "viewer")
     holder, asked = people_access.holder, []
 
@@ -353,7 +353,7 @@ async def test_an_open_stream_rarely_checks_its_token_and_ends_at_the_next_check
         return await holder(context, secret, address)
 
     monkeypatch.setattr(people_access, "holder", counted)
-    monkeypatch.setattr("service.web.events.VALID_SECONDS", 1_000.0)
+    monkeypatch.setattr("batch_system.web.events.VALID_SECONDS", 1_000.0)
     async with site.client(made.secret) as client, listening(client, "tasks") as stream:
         for change in ("pause", "resume", "pause", "resume"):
             await served.operator.post(f"/api/v1/tasks/report/{change}")

@@ -16,17 +16,17 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, insert
 
-from service import clock
-from service.batch.ledger.schedules import OpenSchedule
-from service.batch.ledger.tables import backups, new_id, runs, tasks
-from service.database.companions import quarantine
-from service.metrics.process import OTHER, ProcessMetrics, ProcessSnapshot, TaskLabels
-from service.operations.system import gauges
-from service.operations.system.gauges import Gauges, TaskGauges
-from service.verbs.run_changes import StartRun
-from service.verbs.runs import ShowRun
-from service.verbs.tasks import PauseTask
-from service.web import exposition
+from batch_system import clock
+from batch_system.batch.ledger.schedules import OpenSchedule
+from batch_system.batch.ledger.tables import backups, new_id, runs, tasks
+from batch_system.database.companions import quarantine
+from batch_system.metrics.process import OTHER, ProcessMetrics, ProcessSnapshot, TaskLabels
+from batch_system.operations.system import gauges
+from batch_system.operations.system.gauges import Gauges, TaskGauges
+from batch_system.verbs.run_changes import StartRun
+from batch_system.verbs.runs import ShowRun
+from batch_system.verbs.tasks import PauseTask
+from batch_system.web import exposition
 from tests.batch.ledger_world import until
 from tests.batch.test_runs import new
 from tests.web.conftest import Served, client_of, served
@@ -34,7 +34,7 @@ from tests.web.conftest import Served, client_of, served
 __all__ = ["served"]
 
 MORE = """
-from service import BaseTask, Part, PartitionedTask
+from batch_system import BaseTask, Part, PartitionedTask
 
 class Tick(BaseTask):
     name, schedule = "tick", "* * * * * *"

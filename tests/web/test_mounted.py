@@ -14,11 +14,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
 
-from service import config
-from service.app import create_app, lifespan
-from service.operations.asking.actor import Actor
-from service.operations.people import access
-from service.server.connections import Connections
+from batch_system import config
+from batch_system.app import create_app, lifespan
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.people import access
+from batch_system.server.connections import Connections
 from tests.web.conftest import TASKS
 from tests.web.streams import Server, listening
 
@@ -158,7 +158,7 @@ async def test_over_https_the_cookie_has_a_name_that_binds_it_to_the_host(app: A
 async def test_probes_and_live_events_are_below_the_path(
     app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.web.live.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("batch_system.web.live.LOOK_SECONDS", 0.05)
     site = Server(app, Connections(limit=10))
     await site.open()
     async with site.client() as client:

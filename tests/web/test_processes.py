@@ -19,18 +19,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service import clock
-from service.config import Settings
-from service.operations.asking.context import Loaded
-from service.operations.operations import open_operations
-from service.operations.people import access
-from service.testing.postgres import PostgresServer
+from batch_system import clock
+from batch_system.config import Settings
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import open_operations
+from batch_system.operations.people import access
+from batch_system.testing.postgres import PostgresServer
 from tests.processes import Service, free_port, process
 from tests.web.streams import Told, listening
 
 TASKS = """
 import asyncio
-from service import BaseTask
+from batch_system import BaseTask
 
 class Short(BaseTask):
     name, schedule = "short", None
@@ -49,8 +49,8 @@ SLACK = 3.0
 COMMANDS = {
     "serve on SQLite": ["service", "serve", "--port", "{port}"],
     "serve on PostgreSQL": ["service", "serve", "--port", "{port}"],
-    "hypercorn": ["hypercorn", "service.app:app", "--bind", "127.0.0.1:{port}"],
-    "granian": ["granian", "--interface", "asgi", "service.app:app", "--port", "{port}"],
+    "hypercorn": ["hypercorn", "batch_system.app:app", "--bind", "127.0.0.1:{port}"],
+    "granian": ["granian", "--interface", "asgi", "batch_system.app:app", "--port", "{port}"],
 }
 
 

@@ -9,18 +9,18 @@ from typing import Any
 import httpx
 import pytest
 
-from service import clock
-from service.errors import BatchError, InvalidParameters
-from service.operations.asking.filter import RunFilter
-from service.remote import connection as remote_connection
-from service.remote.connection import Connection
-from service.remote.operations import RemoteOperations, remote_operations
-from service.verbs import following
-from service.verbs.access import ListChanges
-from service.verbs.bulks import BeginBackfill, BeginBulk, PreviewBackfill, PreviewBulk
-from service.verbs.night import ShowStatus
-from service.verbs.run_changes import CancelRun, RetryRun, StartRun
-from service.verbs.tasks import PauseTask, ResumeTask
+from batch_system import clock
+from batch_system.errors import BatchError, InvalidParameters
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.remote import connection as remote_connection
+from batch_system.remote.connection import Connection
+from batch_system.remote.operations import RemoteOperations, remote_operations
+from batch_system.verbs import following
+from batch_system.verbs.access import ListChanges
+from batch_system.verbs.bulks import BeginBackfill, BeginBulk, PreviewBackfill, PreviewBulk
+from batch_system.verbs.night import ShowStatus
+from batch_system.verbs.run_changes import CancelRun, RetryRun, StartRun
+from batch_system.verbs.tasks import PauseTask, ResumeTask
 from tests.web.conftest import Served
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from service.operations.asking.actor import ROLES, Role
+from batch_system.operations.asking.actor import ROLES, Role
 from tests.processes import batch, service
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "3"))
 TASKS = """
-from service import BaseTask
+from batch_system import BaseTask
 
 class Hello(BaseTask):
     name, schedule, tags = "hello", "*/5 * * * *", ("demo",)

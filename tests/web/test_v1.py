@@ -14,20 +14,20 @@ import httpx
 import pytest
 from sqlalchemy import insert, update
 
-from service import clock
-from service.batch.ledger import tables
-from service.batch.ledger.people import previews
-from service.batch.ledger.people.access_tables import previews as previews_table
-from service.batch.ledger.run_query import LOOKED
-from service.batch.ledger.runs import NewRun
-from service.batch.ledger.states import FINAL, RunState
-from service.batch.ledger.tables import new_id
-from service.operations.asking.actor import Actor
-from service.operations.backups.backups import Backups
-from service.operations.bulks.bulk import _step as step
-from service.operations.tasks.details import masked_schema
-from service.redaction import Redaction
-from service.verbs.bulks import PreviewBulk, ShowBulk
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.people import previews
+from batch_system.batch.ledger.people.access_tables import previews as previews_table
+from batch_system.batch.ledger.run_query import LOOKED
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import FINAL, RunState
+from batch_system.batch.ledger.tables import new_id
+from batch_system.operations.asking.actor import Actor
+from batch_system.operations.backups.backups import Backups
+from batch_system.operations.bulks.bulk import _step as step
+from batch_system.operations.tasks.details import masked_schema
+from batch_system.redaction import Redaction
+from batch_system.verbs.bulks import PreviewBulk, ShowBulk
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served
 
@@ -418,7 +418,7 @@ async def test_a_bulk_goes_on_in_another_process_after_the_first_one_died(served
 
 
 def _filter(**conditions: Any) -> Any:
-    from service.operations.asking.filter import RunFilter
+    from batch_system.operations.asking.filter import RunFilter
 
     return RunFilter.of(**conditions)
 

@@ -15,16 +15,16 @@ from typing import Any, cast
 
 import pytest
 
-import service
-from service import clock
-from service.errors import BatchError, Forbidden
-from service.operations.asking.actor import ROLES, Actor, Role
-from service.operations.asking.context import Performs
-from service.operations.asking.filter import RunFilter
-from service.operations.backups.backups import Backups
-from service.remote.connection import Connection
-from service.remote.operations import RemoteOperations
-from service.verbs import (
+import batch_system
+from batch_system import clock
+from batch_system.errors import BatchError, Forbidden
+from batch_system.operations.asking.actor import ROLES, Actor, Role
+from batch_system.operations.asking.context import Performs
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.operations.backups.backups import Backups
+from batch_system.remote.connection import Connection
+from batch_system.remote.operations import RemoteOperations
+from batch_system.verbs import (
     access,
     backups,
     bulks,
@@ -36,8 +36,8 @@ from service.verbs import (
     system,
     tasks,
 )
-from service.verbs.verb import Verb, all_verbs
-from service.web.application import Api
+from batch_system.verbs.verb import Verb, all_verbs
+from batch_system.web.application import Api
 from tests.batch.ledger_world import until
 from tests.web.conftest import Served
 from tests.web.test_v1 import ended, start
@@ -242,7 +242,7 @@ def test_each_field_is_a_parameter_of_the_route() -> None:
 
 def test_each_verb_is_asked_by_a_command() -> None:
     """Commands name the verbs that they ask, as text where their options are made from them."""
-    folder = Path(service.__file__).parent / "cli"
+    folder = Path(batch_system.__file__).parent / "cli"
     source = "".join(file.read_text() for file in folder.glob("*.py"))
     ways = ("{}(", "{}.model_construct(", ":{}")
     asked = {name for name in VERBS if any(way.format(name) in source for way in ways)}
@@ -252,7 +252,7 @@ def test_each_verb_is_asked_by_a_command() -> None:
 
 def test_the_options_of_a_command_that_asks_one_verb_are_made_from_its_fields() -> None:
     written_by_hand = {}
-    for file in (Path(service.__file__).parent / "cli").glob("*.py"):
+    for file in (Path(batch_system.__file__).parent / "cli").glob("*.py"):
         for command in ast.parse(file.read_text()).body:
             if not isinstance(command, ast.FunctionDef) or command.name.startswith("_"):
                 continue
@@ -271,7 +271,7 @@ def test_the_options_of_a_command_that_asks_one_verb_are_made_from_its_fields() 
 
 def test_no_route_of_the_api_is_made_by_hand_but_those_that_are_no_question() -> None:
     by_hand = {"sign_in.py", "events.py"}
-    folder = Path(service.__file__).parent / "web"
+    folder = Path(batch_system.__file__).parent / "web"
     for file in folder.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             decorators = getattr(node, "decorator_list", [])

@@ -15,15 +15,15 @@ import httpx
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from service import clock
-from service.batch.ledger import database_time, tables
-from service.batch.ledger.people import access_tables
-from service.config import Settings
-from service.database.engine import Database
-from service.operations.asking.context import Loaded
-from service.operations.operations import open_operations
-from service.operations.people import access
-from service.server import deploys
+from batch_system import clock
+from batch_system.batch.ledger import database_time, tables
+from batch_system.batch.ledger.people import access_tables
+from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import open_operations
+from batch_system.operations.people import access
+from batch_system.server import deploys
 from tests.batch.ledger_world import rows, until
 from tests.processes import UVICORN, Service, free_port, process
 from tests.web.conftest import TASKS

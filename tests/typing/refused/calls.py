@@ -3,8 +3,8 @@
 from pydantic_settings import BaseSettings
 from sqlalchemy import select
 
-import service
-from service import (
+import batch_system
+from batch_system import (
     BaseTask,
     DomainError,
     TaskRegistry,
@@ -17,11 +17,11 @@ from service import (
     start,
     testing,
 )
+from batch_system.testing import Batch
 from service.application.models import User
-from service.testing import Batch
 
 logger = get_logger(5)  # refused
-print(service.no_such_name)  # refused
+print(batch_system.no_such_name)  # refused
 print(testing.no_such_name)  # refused
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import ItemTask
+from batch_system import ItemTask
 from service.application.models import Session, User
 
 

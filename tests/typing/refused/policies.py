@@ -4,7 +4,7 @@ no other.
 
 from datetime import timedelta
 
-from service import BaseTask, Missed, Retry
+from batch_system import BaseTask, Missed, Retry
 
 
 class Attributes(BaseTask):

@@ -3,8 +3,8 @@
 import asyncio
 from typing import assert_type
 
-import service
-from service import (
+import batch_system
+from batch_system import (
     BaseTask,
     BatchError,
     TaskRegistry,
@@ -14,12 +14,12 @@ from service import (
 )
 
 
-class TickTask(service.BaseTask):
+class TickTask(batch_system.BaseTask):
     name = "tick"
     schedule = "* * * * * *"
 
     async def run(self) -> None:
-        service.get_logger(__name__).info("tick")
+        batch_system.get_logger(__name__).info("tick")
 
 
 async def main() -> None:

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from service import Settings
+from batch_system import Settings
 
 
 class AppSettings(Settings):

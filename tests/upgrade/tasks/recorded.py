@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import (
+from batch_system import (
     BaseTask,
     Done,
     ItemTask,

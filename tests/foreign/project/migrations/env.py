@@ -7,7 +7,7 @@ from shop.models import SCHEMA, Base
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from service.database import include_object
+from batch_system.database import include_object
 
 with create_engine(os.environ["ALEMBIC_URL"], poolclass=NullPool).connect() as connection:
     context.configure(

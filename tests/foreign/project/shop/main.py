@@ -4,9 +4,9 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
-from service import get_db
-from service.app import create_app
-from service.app import lifespan as batch_lifespan
+from batch_system import get_db
+from batch_system.app import create_app
+from batch_system.app import lifespan as batch_lifespan
 from shop.models import Order
 
 

@@ -3,8 +3,8 @@ from shop.models import Order
 from shop.tasks.ship_orders import ShipOrdersTask
 from sqlalchemy import select
 
-from service import get_db
-from service.testing import Batch
+from batch_system import get_db
+from batch_system.testing import Batch
 
 
 @pytest.mark.asyncio

@@ -11,7 +11,7 @@ import httpx
 from sqlalchemy import Row, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import ItemTask, Skip
+from batch_system import ItemTask, Skip
 from service.application.models import User
 
 

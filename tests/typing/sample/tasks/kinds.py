@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, assert_type
 
 from app_settings import AppSettings
 
-from service import BaseTask, Retry, TaskRegistry, get_logger, get_settings
+from batch_system import BaseTask, Retry, TaskRegistry, get_logger, get_settings
 
 logger = get_logger()
 

@@ -6,7 +6,7 @@ from typing import assert_type
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service import BaseTask, call_async, call_db, get_logger, start
+from batch_system import BaseTask, call_async, call_db, get_logger, start
 from service.application.models import User
 
 from .signups import SignupsTask

@@ -7,7 +7,7 @@ from typing import assert_type
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import (
+from batch_system import (
     BaseTask,
     CurrentRun,
     DomainError,

@@ -10,9 +10,9 @@ from tasks.kinds import ByHand, Decorated
 from tasks.others import InChunks, StartsAnother, SyncTask
 from tasks.signups import SignupsTask
 
-from service import get_db
+from batch_system import get_db
+from batch_system.testing import Batch, CommittedChunk
 from service.application.models import User
-from service.testing import Batch, CommittedChunk
 
 
 async def test_a_day_without_users_has_none(batch: Batch) -> None:

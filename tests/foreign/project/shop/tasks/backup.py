@@ -1,4 +1,4 @@
-from service.shipped import backup
+from batch_system.shipped import backup
 
 
 class BackupTask(backup.BackupTask):

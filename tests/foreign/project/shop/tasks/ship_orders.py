@@ -1,17 +1,18 @@
 from sqlalchemy import select
 
-from service import BaseTask
+from batch_system import BaseTask
+from service import BOX_SIZE
 from shop.models import Order
 
 
 class ShipOrdersTask(BaseTask):
-    """Ship new orders, in chunks of two."""
+    """Ship new orders, in chunks of a box."""
 
     name = "ship_orders"
     schedule = None
 
     async def run(self) -> int:
-        orders = self.chunks(select(Order).where(Order.state == "new"), key=Order.id, size=2)
+        orders = self.chunks(select(Order).where(Order.state == "new"), key=Order.id, size=BOX_SIZE)
         async for chunk in orders:
             async with chunk as (_, found):
                 for order in found:

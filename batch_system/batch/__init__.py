@@ -1,0 +1,1 @@
+"""Tasks, their slots and their runs. Each room imports only the rooms below it."""

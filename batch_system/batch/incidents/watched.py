@@ -1,0 +1,129 @@
+"""What the ledger knows about a task's monitoring, so that the watch does not need to load the
+task.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.cron.zones import zone_of
+from batch_system.batch.ledger.tables import schedules, tasks
+from batch_system.batch.ledger.tasks import SECRET_TAG
+from batch_system.database.engine import in_pages, whole_tables
+from batch_system.errors import InvalidSchedule
+
+UTC_ZONE = ZoneInfo("UTC")
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedTask:
+    """A task as the watch sees it. Times are in seconds, instants in UTC.
+
+    Attributes:
+      after_failures: The incident of an error is sent only after this many failures.
+      close_after: The incident is closed only after this many successes in a row.
+      muted_until: Until then nothing is sent about the task.
+      deadline_until: Its deadlines were checked up to this instant.
+      zone: The zone of its schedule; UTC for a task without one.
+      is_secret: Whether it has the tag "secret". Messages then contain no text from its runs.
+    """
+
+    name: str
+    owner: str | None
+    runbook: str | None
+    after_failures: int
+    close_after: int
+    late_after: float | None
+    slow_after: float | None
+    stalled_after: float | None
+    to: tuple[str, ...]
+    quiet: str | None
+    deadline: str | float | None
+    expect_every: float | None
+    each_slot_counts: bool
+    is_paused: bool
+    is_removed: bool
+    muted_until: datetime | None
+    deadline_until: datetime | None
+    first_seen_at: datetime
+    zone: ZoneInfo
+    is_secret: bool
+
+    @classmethod
+    def of(cls, row: Any) -> WatchedTask:
+        """`row`: of batch_tasks, with the `timezone` of its open schedule. Rows of an older version
+        lack some values.
+        """
+        declared = row.monitoring if isinstance(row.monitoring, dict) else {}
+        alerts = declared.get("alerts") or {}
+        return cls(
+            name=sys.intern(row.name),  # the same string as the name of the loaded class, if any
+            owner=declared.get("owner"),
+            runbook=declared.get("runbook"),
+            after_failures=alerts.get("after_failures") or 1,
+            close_after=alerts.get("close_after") or 1,
+            late_after=alerts.get("late_after"),
+            slow_after=alerts.get("slow_after"),
+            stalled_after=alerts.get("stalled_after"),
+            to=tuple(alerts.get("to") or ()),
+            quiet=alerts.get("quiet"),
+            deadline=declared.get("deadline"),
+            expect_every=declared.get("expect_every"),
+            each_slot_counts=bool(declared.get("each_slot_counts")),
+            is_paused=row.paused_at is not None,
+            is_removed=row.removed_at is not None,
+            muted_until=row.muted_until,
+            deadline_until=row.deadline_until,
+            first_seen_at=row.first_seen_at,
+            zone=_zone(row.timezone),
+            is_secret=isinstance(row.tags, list) and SECRET_TAG in row.tags,
+        )
+
+
+def _zone(name: str | None) -> ZoneInfo:
+    try:
+        return zone_of(name) if name is not None else UTC_ZONE
+    except InvalidSchedule:  # only another version of the service knows the zone
+        return UTC_ZONE
+
+
+async def watched_tasks(connection: AsyncConnection) -> dict[str, WatchedTask]:
+    """All tasks of the ledger, by name."""
+    instants = ("paused_at", "removed_at", "muted_until", "deadline_until", "first_seen_at")
+    columns = [tasks.c[name] for name in ("name", "monitoring", "tags", *instants)]
+    is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
+    query = select(*columns, schedules.c.timezone).select_from(
+        tasks.join(schedules, is_open, isouter=True)
+    )
+    async with whole_tables(connection):
+        return {
+            row.name: WatchedTask.of(row)
+            async for page in in_pages(connection, query)
+            for row in page
+        }
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What counts as late, slow and so on for tasks without values of their own, in seconds: the
+    settings BATCH_ALERT_….
+    """
+
+    late_after: float = 300.0
+    least_slow: float = 60.0
+    slow_factor: float = 3.0
+    node_after: float = 60.0
+    backup_after: float = 2 * 86_400.0
+    repeat: float = 0.0
+
+    @property
+    def patience(self) -> timedelta:
+        """How long the runs of a lost node may wait before that is an incident."""
+        return timedelta(seconds=self.node_after)

@@ -1,0 +1,7 @@
+"""The history of the ledger: where its migrations are, and its version table."""
+
+from pathlib import Path
+
+from batch_system.database.migrate import History
+
+LEDGER_HISTORY = History(Path(__file__).parent / "migrations", "batch_alembic_version")

@@ -1,0 +1,116 @@
+"""The audit: who changed what, when and from where. Rows are only added, in the transaction of the
+change itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.ledger import json_rows
+from batch_system.batch.ledger.people.access_tables import events
+from batch_system.batch.ledger.tables import new_id
+
+LONGEST_NOTE = 2_000
+"""Longest note of a person, in characters."""
+
+
+@dataclass(frozen=True)
+class By:
+    """Who changes something. `source`: "api", "cli", "page" or "service". `address`: where the
+    request came from.
+    """
+
+    actor: str
+    source: str = "service"
+    role: str | None = None
+    address: str | None = None
+
+
+async def record(
+    connection: AsyncConnection,
+    by: By,
+    action: str,
+    now: datetime,
+    *,
+    task: str | None = None,
+    run: str | None = None,
+    target: str | None = None,
+    before: Any = None,
+    after: Any = None,
+    note: str | None = None,
+    key: str | None = None,
+) -> None:
+    """Add one event in the caller's transaction.
+
+    `action`: what was done, such as "run.cancel". `before` and `after`: JSON values. `key`: an
+    event with the same key is added only once.
+    """
+    event = {
+        "id": new_id(),
+        "at": now,
+        "actor": by.actor,
+        "role": by.role,
+        "source": by.source,
+        "address": by.address,
+        "action": action,
+        "task": task,
+        "run": run,
+        "target": target,
+        "before": before,
+        "after": after,
+        "note": note,
+        "key": key,
+    }
+    conflict = "(key) WHERE key IS NOT NULL" if key is not None else ""
+    await json_rows.insert(connection, events, [event], conflict)
+
+
+def listing(
+    limit: int,
+    before: tuple[datetime, str] | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    task: str | None = None,
+    action: str | None = None,
+) -> Select[Any]:
+    """A query for a page of events, newest first. `before`: the (at, id) of the last event of the
+    previous page.
+    """
+    query = select(events).order_by(events.c.at.desc(), events.c.id.desc()).limit(limit)
+    if before is not None:
+        at, last = before
+        query = query.where((events.c.at < at) | ((events.c.at == at) & (events.c.id < last)))
+    if since is not None:
+        query = query.where(events.c.at >= since)
+    if until is not None:
+        query = query.where(events.c.at < until)
+    if task is not None:
+        query = query.where(events.c.task == task)
+    if action is not None:
+        query = query.where(events.c.action == action)
+    return query
+
+
+async def newest(connection: AsyncConnection, action: str) -> Mapping[Any, Any] | None:
+    """The newest event with this action; None if there is none."""
+    rows: Sequence[Mapping[Any, Any]] = (
+        (await connection.execute(listing(1, action=action))).mappings().all()
+    )
+    return rows[0] if rows else None
+
+
+async def prune(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Delete at most `limit` events that are older. Returns how many."""
+    old = (
+        select(events.c.id)
+        .where(events.c.at < before)
+        .order_by(events.c.at, events.c.id)
+        .limit(limit)
+    )
+    return (await connection.execute(delete(events).where(events.c.id.in_(old)))).rowcount

@@ -1,0 +1,255 @@
+"""Lists of runs by any filters, in pages. The work for a page is bounded, whatever the filters are.
+
+The conditions on task, state and time of making use an index. All others are checked on at most
+LOOKED rows a page, in the order of the list, so a page may have fewer rows than were asked for, and
+yet not be the last one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    ColumnElement,
+    Subquery,
+    Text,
+    cast,
+    literal,
+    select,
+    text,
+    tuple_,
+    type_coerce,
+    union_all,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
+
+from batch_system.batch.ledger.runs import LISTED
+from batch_system.batch.ledger.states import Origin, RunState
+from batch_system.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, PART_SQL, runs
+
+LOOKED = 10_000
+"""At most this many rows are read for a page."""
+CHECKED = frozenset(
+    ("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params", "reason")
+)
+"""The columns that the other conditions need."""
+PARTS = frozenset((Origin.PART,))
+
+Columns = ReadOnlyColumnCollection[str, Any]
+Key = tuple[datetime, str]
+"""The place of a run in a list: the instant that the list is ordered by, and the run's id."""
+
+
+@dataclass(frozen=True)
+class RunQuery:
+    """Which runs a list has. Instants are aware; `…_since` is included, `…_until` is not.
+
+    Attributes:
+        tasks: Only runs of these tasks; None stands for all.
+        without: No runs of these tasks.
+        params: JSON values that parameters have, by the name of the parameter.
+        text: Only runs whose reason, which has the text of an error, contains this, whatever the
+            case.
+        parent: Only the parts of this run. Without it, and unless `origins` has "part", there are
+            no parts.
+        by_slot: Order by the slot instead of the time of making. Manual runs and parts are left
+            out.
+    """
+
+    task: str | None = None
+    tasks: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
+    states: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    node: str | None = None
+    created_since: datetime | None = None
+    created_until: datetime | None = None
+    slot_since: datetime | None = None
+    slot_until: datetime | None = None
+    ended_since: datetime | None = None
+    ended_until: datetime | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    text: str | None = None
+    parent: str | None = None
+    by_slot: bool = False
+
+
+class Page(NamedTuple):
+    """A page of rows of runs. `after`: the key after which the next page begins; None at the end of
+    the list.
+    """
+
+    rows: list[Mapping[Any, Any]]
+    after: Key | None
+
+
+async def page(
+    connection: AsyncConnection,
+    query: RunQuery,
+    limit: int,
+    before: Key | None = None,
+    columns: Sequence[str] = LISTED,
+) -> Page:
+    """A page of at most `limit` runs, newest first. `before`: the key that the previous page ended
+    with.
+    """
+    at = runs.c.slot if query.by_slot else runs.c.created_at
+    kind = connection.dialect.name
+    shown = {*columns, at.name, "id"}
+    has_others = any(True for _ in _others(query, runs.c, kind))
+    names, number = (shown | CHECKED, LOOKED) if has_others else (shown, limit + 1)
+    looked = _looked(query, at, before, names, number)
+    order = (looked.c[at.name].desc(), looked.c.id.desc())
+    ordered = select(*(looked.c[name] for name in shown)).order_by(*order)
+    matching = ordered.where(*_others(query, looked.c, kind)).limit(limit + 1)
+    rows = [*(await connection.execute(matching)).mappings()]
+    if len(rows) > limit:
+        return Page(rows[:limit], (rows[limit - 1][at.name], rows[limit - 1]["id"]))
+    if not has_others:
+        return Page(rows, None)
+    last = select(looked.c[at.name], looked.c.id).order_by(*order).offset(LOOKED - 1).limit(1)
+    end = (await connection.execute(last)).first()
+    return Page(rows, (end[0], end[1]) if end is not None else None)
+
+
+def _looked(
+    query: RunQuery, at: ColumnElement[datetime], before: Key | None, names: Set[str], number: int
+) -> Subquery:
+    """These columns of the rows that the page reads, at most this many, found by an index and read
+    in its order.
+    """
+    whole = select(*(runs.c[name] for name in sorted(names))).where(*_within(query, at, before))
+    newest = (runs.c[str(at.key)].desc(), runs.c.id.desc())
+    # PostgreSQL has no statistics of PART_SQL, and expects few parts. A limit whose value it
+    # doesn't know keeps it from reading and sorting all of them.
+    most = select(literal(number)).scalar_subquery() if _has_parts(query) else number
+    found = [whole.where(*search).order_by(*newest).limit(most) for search in _searches(query)]
+    if len(found) == 1:
+        return found[0].subquery()
+    every = union_all(*(each.subquery().select() for each in found)).subquery()
+    return (
+        select(every)
+        .order_by(every.c[str(at.key)].desc(), every.c.id.desc())
+        .limit(number)
+        .subquery()
+    )
+
+
+def _searches(query: RunQuery) -> Iterator[list[Any]]:
+    """The conditions of each search. The index of each gives the rows in order, except for the
+    parts of one run.
+    """
+    of_task = [runs.c.task == query.task] if query.task is not None else []
+    of_states = [runs.c.state.in_(sorted(query.states))] if query.states else []
+    if query.parent is not None:
+        yield [
+            runs.c.awaited_by == query.parent,
+            runs.c.origin == Origin.PART,
+            *of_task,
+            *of_states,
+        ]
+        return
+    if query.by_slot or not query.origins or query.origins - PARTS:
+        by_state = (
+            [[runs.c.state == state] for state in sorted(query.states)]
+            if _is_by_state(query)
+            else [[]]
+        )
+        for of_state in by_state:
+            yield [text(NO_PART_SQL), *of_task, *of_state]
+    if _has_parts(query):
+        for state in sorted(query.states or RunState):
+            yield [text(PART_SQL), runs.c.state == state]
+
+
+def _is_by_state(query: RunQuery) -> bool:
+    """Whether an index on states finds the runs: those of one state, or of several rare ones."""
+    are_rare = bool(query.states) and RunState.SUCCEEDED not in query.states
+    return query.parent is not None or (query.task is None and (len(query.states) == 1 or are_rare))
+
+
+def _has_parts(query: RunQuery) -> bool:
+    """Whether parts of any runs are wanted. Their index has them by their states, and not by their
+    tasks.
+    """
+    return Origin.PART in query.origins and query.parent is None and not query.by_slot
+
+
+def _within(
+    query: RunQuery, at: ColumnElement[datetime], before: Key | None
+) -> Iterator[ColumnElement[bool]]:
+    """The interval of the list, and the place in it at which the page begins."""
+    if query.by_slot:
+        yield text(OF_SLOT_SQL)  # type: ignore[misc]
+        # PostgreSQL would begin with the parts of the task, which have no slot.
+        yield at.is_not(None)
+        since, until = query.slot_since, query.slot_until
+    else:
+        since, until = query.created_since, query.created_until
+        if query.ended_until is not None:  # a run that has ended by then was made before
+            until = query.ended_until if until is None else min(until, query.ended_until)
+    if since is not None:
+        yield at >= since
+    if until is not None:
+        yield at < until
+    if before is not None:
+        instant, run = before
+        # A comparison of rows, which both databases look up in the index. With an OR, they would
+        # read all earlier pages.
+        yield tuple_(at, runs.c.id) < tuple_(
+            literal(instant, at.type), literal(run, runs.c.id.type)
+        )
+
+
+def _others(query: RunQuery, columns: Columns, kind: str) -> Iterator[ColumnElement[bool]]:
+    """The conditions that are checked on the rows that were read."""
+    if query.states and not _is_by_state(query):
+        yield columns.state.in_(sorted(query.states))
+    if query.task is not None and _has_parts(query):
+        yield columns.task == query.task
+    if query.tasks is not None:
+        yield columns.task.in_(sorted(query.tasks))
+    if query.without:
+        yield columns.task.not_in(sorted(query.without))
+    if query.origins and not (query.origins == PARTS and _has_parts(query)):
+        yield columns.origin.in_(sorted(query.origins))
+    if query.node is not None:
+        yield columns.node == query.node
+    made, slots = (query.created_since, query.created_until), (query.slot_since, query.slot_until)
+    name, interval = ("created_at", made) if query.by_slot else ("slot", slots)
+    for column, (since, until) in {
+        name: interval,
+        "finished_at": (query.ended_since, query.ended_until),
+    }.items():
+        if since is not None:
+            yield columns[column] >= since
+        if until is not None:
+            yield columns[column] < until
+    for name, value in query.params.items():
+        yield _parameter(columns.params, name, kind).in_(_json_texts(value))
+    if query.text is not None:
+        yield columns.reason.icontains(query.text, autoescape=True)
+
+
+def _parameter(column: ColumnElement[Any], name: str, kind: str) -> ColumnElement[str]:
+    """The JSON text of one parameter. `name` has been checked to be an identifier."""
+    if kind == "postgresql":
+        return cast(column.op("->")(type_coerce(name, Text())), Text())
+    return type_coerce(column.op("->")(type_coerce(f'$."{name}"', Text())), Text())
+
+
+def _json_texts(value: str) -> list[str]:
+    """The JSON texts that a value stands for: the text itself, and the number, true, false or null
+    of this spelling.
+    """
+    texts = [json.dumps(value), json.dumps(value, ensure_ascii=False)]
+    try:
+        is_scalar = not isinstance(json.loads(value), dict | list | str)
+    except ValueError:
+        is_scalar = False
+    return [*texts, value] if is_scalar else texts

@@ -1,0 +1,87 @@
+"""Queries on the rows of tasks. Each task that some node has loaded has a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.ledger import json_rows
+from batch_system.batch.ledger.tables import tasks
+
+SECRET_TAG = "secret"  # noqa: S105 - the name of a tag
+"""What a task with this tag works on is hidden from viewers and from messages."""
+
+
+async def get(connection: AsyncConnection, name: str) -> dict[str, Any] | None:
+    """The row of a task by column name; None if there is no such task."""
+    row = (await connection.execute(select(tasks).where(tasks.c.name == name))).mappings().first()
+    return dict(row) if row is not None else None
+
+
+async def are_known(connection: AsyncConnection) -> bool:
+    """Whether any node has ever loaded a task."""
+    return (await connection.execute(select(tasks.c.name).limit(1))).first() is not None
+
+
+async def tagged(connection: AsyncConnection, tag: str) -> frozenset[str]:
+    """The names of the tasks that have this tag."""
+    rows = await connection.execute(
+        select(tasks.c.name, tasks.c.tags).where(tasks.c.tags.is_not(None))
+    )
+    return frozenset(row.name for row in rows if isinstance(row.tags, list) and tag in row.tags)
+
+
+async def of_pool(connection: AsyncConnection, pool: str) -> frozenset[str]:
+    """The names of the tasks of this pool, also of those that were removed."""
+    return frozenset(
+        (await connection.execute(select(tasks.c.name).where(tasks.c.pool == pool))).scalars()
+    )
+
+
+async def removed(connection: AsyncConnection, names: Iterable[str]) -> frozenset[str]:
+    """Those of these tasks that no node has loaded any more."""
+    among = json_rows.is_among(tasks.c.name, names, connection.dialect.name)
+    query = select(tasks.c.name).where(among, tasks.c.removed_at.is_not(None))
+    return frozenset((await connection.execute(query)).scalars())
+
+
+async def mute(
+    connection: AsyncConnection, name: str, until: datetime | None, by: str | None, note: str | None
+) -> bool:
+    """Send nothing about a task until an instant; None: send messages again. Returns False if there
+    is no such task.
+    """
+    muting = (
+        update(tasks)
+        .where(tasks.c.name == name)
+        .values(muted_until=until, muted_by=by, mute_note=note)
+    )
+    return (await connection.execute(muting)).rowcount == 1
+
+
+async def first_end_of_pauses(connection: AsyncConnection) -> datetime | None:
+    """When the next of the pauses that end by themselves ends; None if there is none."""
+    first: datetime | None = (
+        await connection.execute(select(func.min(tasks.c.paused_until)))
+    ).scalar()
+    return first
+
+
+async def pauses_over(connection: AsyncConnection, now: datetime) -> list[str]:
+    """The tasks whose pause has an end in the past."""
+    query = select(tasks.c.name).where(tasks.c.paused_until <= now).order_by(tasks.c.name)
+    return list((await connection.execute(query)).scalars())
+
+
+LISTED = ("name", "description", "source", "tags", "paused_at", "removed_at")
+"""The columns that a list of tasks shows: not the large ones, which are parameters and policies."""
+
+
+async def all_tasks(connection: AsyncConnection) -> list[dict[str, Any]]:
+    """The columns LISTED of all tasks by column name, by the name of the task."""
+    query = select(*(tasks.c[name] for name in LISTED)).order_by(tasks.c.name)
+    return [dict(row) for row in (await connection.execute(query)).mappings()]

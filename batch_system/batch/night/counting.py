@@ -1,0 +1,190 @@
+"""Counts what became of each slot of an interval, for all tasks at once, with the cron code.
+
+Unlike the account it finds no details: it only counts. Both classify a slot by `kind_of`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from sqlalchemy import or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.account.slots import Kind, Ranges, Span, kind_of, slots_of
+from batch_system.batch.firing.misfires import INSTANT
+from batch_system.batch.ledger import json_rows
+from batch_system.batch.ledger.buckets import bucket_of
+from batch_system.batch.ledger.missed_ranges import Cause
+from batch_system.batch.ledger.states import ACTIVE
+from batch_system.batch.ledger.tables import OF_SLOT_SQL, missed, runs, schedules, tasks
+from batch_system.batch.tasks.declaration import ON_TIME
+from batch_system.concurrency.offload import offload
+from batch_system.database import sql
+
+NEVER = datetime.max.replace(tzinfo=UTC)
+
+Counts = dict[tuple[datetime, str], Counter[str]]
+"""The number of slots of each class, for each bucket and task that has slots."""
+
+Note = Callable[[str, datetime, Kind], None]
+"""Called with the task and the slot of what is unaccounted for, and with its kind: gap or late."""
+
+
+def ignore(_task: str, _slot: datetime, _kind: Kind) -> None:
+    """For callers that need only the counts."""
+
+
+class _Range(NamedTuple):
+    """A missed range; both slots belong to it."""
+
+    first: datetime
+    last: datetime
+    cause: str
+
+
+@dataclass
+class _Task:
+    """The ledger's facts about the slots of one task. `handled`: the cursor of its open schedule;
+    later slots were not handled yet.
+    """
+
+    handled: datetime = NEVER
+    spans: list[Span] = field(default_factory=list)
+    states: dict[datetime, str] = field(default_factory=dict)
+    ranges: list[_Range] = field(default_factory=list)
+
+
+@dataclass
+class Counted:
+    """`unhandled`: the buckets with slots that were not handled yet."""
+
+    counts: Counts
+    unhandled: set[datetime]
+
+
+async def count(
+    connection: AsyncConnection,
+    since: datetime,
+    until: datetime,
+    now: datetime,
+    note: Note = ignore,
+) -> Counted:
+    """Count the slots from `since` up to `until` (excluded; both aware), by their class at `now`.
+
+    Reads within the caller's transaction. The slots are computed in a thread, which also calls
+    `note`.
+    """
+    last = until - INSTANT
+    found = await _spans(connection, since, last)
+    await _read_states(connection, found, since, last)
+    await _read_ranges(connection, found, since, last)
+    return await offload(_count, found, since, last, now, note)
+
+
+def _count(
+    found: Mapping[str, _Task], since: datetime, last: datetime, now: datetime, note: Note
+) -> Counted:
+    counts: Counts = defaultdict(Counter)
+    unhandled: set[datetime] = set()
+    late = now - ON_TIME + INSTANT  # what has been due for exactly a minute is late here
+    # Many tasks have the same schedule.
+    names_by_spans: dict[tuple[Span, ...], list[str]] = defaultdict(list)
+    for name, task in found.items():
+        names_by_spans[tuple(task.spans)].append(name)
+    for spans, names in names_by_spans.items():
+        slots = [(slot, bucket_of(slot)) for slot in slots_of(spans, since - INSTANT, last)]
+        for name in names:
+            task = found[name]
+            ranges = Ranges(sorted(task.ranges)) if task.ranges else None
+            for slot, bucket in slots:
+                around = ranges.at(slot) if ranges is not None else ()
+                of_class = _class_of(slot, task, around, late)
+                counts[bucket, name][of_class] += 1
+                if of_class == "unaccounted":
+                    note(name, slot, kind_of(slot, None, False, task.handled, late))
+                if slot > task.handled:
+                    unhandled.add(bucket)
+    return Counted(dict(counts), unhandled)
+
+
+def _class_of(slot: datetime, task: _Task, around: Sequence[_Range], late: datetime) -> str:
+    if (state := task.states.get(slot)) is not None:
+        return "active" if state in ACTIVE else state
+    if around:
+        return "paused" if around[0].cause == Cause.PAUSED else "missed"
+    is_due = kind_of(slot, None, False, task.handled, late) == Kind.DUE
+    return "active" if is_due else "unaccounted"
+
+
+async def _spans(connection: AsyncConnection, since: datetime, last: datetime) -> dict[str, _Task]:
+    """The tasks with a schedule in the interval. Slots before the beginning of a task's account are
+    left out.
+    """
+    columns = [
+        schedules.c[name]
+        for name in ("task", "cron", "timezone", "valid_from", "valid_until", "fired_until")
+    ]
+    statement = (
+        select(*columns, tasks.c.accounted_from)
+        .select_from(schedules.join(tasks, tasks.c.name == schedules.c.task, isouter=True))
+        .where(schedules.c.valid_from < last)
+        .where(or_(schedules.c.valid_until.is_(None), schedules.c.valid_until >= since))
+    )
+    found: dict[str, _Task] = {}
+    for row in await connection.execute(statement):
+        task = found.setdefault(row.task, _Task())
+        span = Span.of(row, since, last)
+        task.handled = min(task.handled, span.handled)
+        if span.schedule is not None and span.after < span.until:
+            task.spans.append(span)
+    return {name: task for name, task in found.items() if task.spans}
+
+
+async def _read_states(
+    connection: AsyncConnection, found: Mapping[str, _Task], since: datetime, last: datetime
+) -> None:
+    """Read the state of the run of each slot, by the unique index on task and slot.
+
+    The rows are grouped by instant, with the names of all tasks of an instant in one row, because
+    many tasks have the same slots.
+    """
+    kind = connection.dialect.name
+    source = json_rows.source([runs.c.task], kind)
+    names = "jsonb_agg(r.task)" if kind == "postgresql" else "json_group_array(r.task)"
+    statement = sql.statement(
+        f"SELECT r.slot, r.state, {names} AS result FROM {source} "
+        "JOIN batch_runs r ON r.task = v.task "
+        f"WHERE r.{OF_SLOT_SQL} AND r.slot >= :since AND r.slot <= :last GROUP BY r.slot, r.state",
+        since=runs.c.slot,
+        last=runs.c.slot,
+    ).columns(runs.c.slot, runs.c.state, runs.c.result)
+    values = {"rows": _rows(found, kind), "since": since, "last": last}
+    for slot, state, its in await connection.execute(statement, values):
+        for task in its:
+            found[task].states[slot] = state
+
+
+async def _read_ranges(
+    connection: AsyncConnection, found: Mapping[str, _Task], since: datetime, last: datetime
+) -> None:
+    kind = connection.dialect.name
+    source = json_rows.source([missed.c.task], kind)
+    columns = [missed.c[name] for name in ("task", "first_slot", "last_slot", "cause")]
+    statement = sql.statement(
+        f"SELECT m.task, m.first_slot, m.last_slot, m.cause FROM {source} "
+        "JOIN batch_missed m ON m.task = v.task "
+        "WHERE m.last_slot >= :since AND m.first_slot <= :last",
+        since=runs.c.slot,
+        last=runs.c.slot,
+    ).columns(*columns)
+    values = {"rows": _rows(found, kind), "since": since, "last": last}
+    for task, first, end, cause in await connection.execute(statement, values):
+        found[task].ranges.append(_Range(first, end, cause))
+
+
+def _rows(names: Iterable[str], kind: str) -> str:
+    return json_rows.encode([{"task": name} for name in sorted(names)], kind)

@@ -1,0 +1,272 @@
+"""Claiming: finds the runs that may start now, and gives them to a node."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    false,
+    func,
+    or_,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
+
+from batch_system.batch.ledger import database_time, json_rows, queue_rows, transitions
+from batch_system.batch.ledger.runs import Claimed
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.tables import HELD_SQL, HOLDS_LANE_SQL, not_held, runs
+from batch_system.batch.ledger.transitions import CLAIMED_COLUMNS
+from batch_system.batch.queue import concurrency
+from batch_system.batch.queue.capacity import OWN_POOLS, Capacity
+from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head, Rule
+from batch_system.batch.tasks.registry import Task
+from batch_system.database import sql
+
+
+def is_any_due(
+    now: ColumnElement[datetime], pools: Collection[str] | None = None
+) -> ColumnElement[bool]:
+    """Whether a run of a task of these pools may be claimable at `now`. Without `pools`, all pools
+    count.
+
+    It can be true although nothing is claimable, if all due retries belong to paused tasks or other
+    pools, while retries of these tasks are due later. Ruling that out would mean reading each
+    retry.
+    """
+    are_waiting, are_retrying = (
+        queue_rows.is_any(condition, pools) for condition in (queue_rows.READY, queue_rows.RETRIES)
+    )
+    return or_(are_waiting, and_(_is_retry_due(now), are_retrying))
+
+
+def _is_retry_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
+    """Whether a retry is due at `now`. With EXISTS instead of min(), PostgreSQL may read all
+    retries.
+    """
+    first_due_at = select(func.min(runs.c.due_at)).where(text(queue_rows.RETRIES)).scalar_subquery()
+    return func.coalesce(first_due_at <= now, false())
+
+
+@dataclass(frozen=True)
+class Due:
+    """The names of the tasks that have runs to start at `now`, the database time. `retries`:
+    whether a retry is due.
+    """
+
+    now: datetime
+    names: frozenset[str]
+    retries: bool
+
+
+async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -> Due:
+    """Read which tasks of these pools have runs to start now. It costs one index lookup for each
+    task with such runs.
+
+    The ledger decides the pool of a task. A node whose own code names another pool does not claim
+    the task's runs either (Capacity), so while a deployment moves a task, only processes with the
+    newer code claim them.
+    """
+    now = database_time.process_now(connection)
+    parameters = {} if now is None else {"process_now": now}
+    rows = (
+        await connection.execute(_due_query(tuple(sorted(pools)), now is None), parameters)
+    ).all()
+    names = {row.task for row in rows if row.task is not None}
+    if rows[0].retries:
+        names |= set(
+            (
+                await connection.execute(queue_rows.names_of_pools(queue_rows.RETRIES, pools))
+            ).scalars()
+        )
+    return Due(rows[0].at, frozenset(names), rows[0].retries)
+
+
+@cache
+def _due_query(pools: tuple[str, ...], is_database_time: bool) -> Select[Any]:
+    """The query of `due`, cached because building it takes longer than executing it."""
+    now = (
+        database_time.statement_start()
+        if is_database_time
+        else bindparam("process_now", type_=runs.c.due_at.type)
+    )
+    once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
+    waiting = (
+        queue_rows.names_of_pools(queue_rows.READY, pools).columns(runs.c.task).subquery("waiting")
+    )
+    return select(once.c.at, once.c.retries, waiting.c.task).select_from(
+        once.join(waiting, true(), isouter=True)
+    )
+
+
+async def take(
+    connection: AsyncConnection,
+    tasks: Mapping[str, Task],
+    node: str,
+    capacity: Capacity,
+    apart: bool = False,
+) -> tuple[list[Claimed], bool]:
+    """Claim as many runs of `tasks`, which the node has loaded, as `capacity` allows.
+
+    Runs for which threads or children are missing may hide others that have room. In that case it
+    looks again, without the former. `apart`: each run is claimed separately, and those that the
+    database refuses are left. Returns the claimed runs, and whether more runs may be claimable at
+    once.
+    """
+    claimed: list[Claimed] = []
+    claim = _claim_apart if apart else _claim
+    while True:
+        most = capacity.runs
+        now, first_runs = await startable(connection, tasks, capacity, locks=True)
+        if now is None or not first_runs:
+            return claimed, False
+        chosen = [head for head in first_runs if capacity.take(tasks[head.task])]
+        got = await claim(connection, chosen, node, now)
+        claimed += got
+        if len(chosen) == len(first_runs) or len(first_runs) < most:
+            return claimed, len(chosen) == len(first_runs) and (
+                not apart or len(got) == len(chosen)
+            )
+
+
+async def _claim(
+    connection: AsyncConnection, heads: Sequence[Head], node: str, now: datetime
+) -> list[Claimed]:
+    other_lanes = {head.id: head.lane for head in heads if head.lane > 1}
+    return await transitions.claim(connection, [head.id for head in heads], node, now, other_lanes)
+
+
+async def _claim_apart(
+    connection: AsyncConnection, heads: Sequence[Head], node: str, now: datetime
+) -> list[Claimed]:
+    """Claim these runs separately, except those that the database refuses because another run has
+    their lane.
+    """
+    claimed = []
+    for head in sorted(heads, key=lambda head: head.id):  # the usual order of locks
+        with suppress(IntegrityError):
+            async with connection.begin_nested():
+                claimed += await _claim(connection, [head], node, now)
+    return claimed
+
+
+async def startable(
+    connection: AsyncConnection, tasks: Mapping[str, Task], capacity: Capacity, locks: bool = False
+) -> tuple[datetime | None, list[Head]]:
+    """The database time, and the runs of `tasks` that may start at that time; (None, []) if there
+    are none.
+
+    `locks`: on PostgreSQL, runs without a queue are locked, and those that another node has locked
+    are left out, so that nodes that claim at the same moment find different runs. Otherwise they
+    would find the same runs, and only one of the nodes would get any.
+    """
+    if capacity.runs < 1:
+        return None, []
+    due_now = await due(connection, capacity.pools)
+    due_tasks = [tasks[name] for name in sorted(due_now.names & tasks.keys())]
+    names = [task.name for task in due_tasks if capacity.has_room(task)]
+    if not names:
+        return None, []
+    rules = concurrency.rules(due_tasks)
+    return due_now.now, await heads(
+        connection, names, due_now.now, capacity.runs, rules, locks, due_now.retries
+    )
+
+
+async def heads(
+    connection: AsyncConnection,
+    names: Collection[str],
+    now: datetime,
+    limit: int,
+    rules: Mapping[str, Rule] | None = None,
+    locks: bool = False,
+    retries: bool = True,
+) -> list[Head]:
+    """The first `limit` runs of the tasks `names` that may start now, in order: one for each free
+    `exclusive`.
+
+    It reads one entry of the queue's index for each task, so a long queue of one task costs no time
+    and delays no other task. A run keeps the `exclusive` with which it was made, even if the
+    overlap policy of its task has changed. A queue in `rules` may have several such runs, or none.
+    `retries`: whether retries are due.
+    """
+    ruled = {queue: rule for queue, rule in rules.items() if rule.task in names} if rules else {}
+    kind = connection.dialect.name
+    statement = _plain_heads(kind, locks, retries)
+    rows = [{"task": name, "exclusive": None if name in ruled else name} for name in names]
+    parameters = {
+        "rows": json_rows.encode(rows, kind),
+        "most": limit,
+        "each": _share(limit, len(names)),
+    }
+    result = await connection.execute(statement, parameters | ({"now": now} if retries else {}))
+    plain = [Head(*row) for row in result]
+    if not ruled:
+        return plain
+    plain += await concurrency.heads_by_rules(connection, ruled, now, limit, retries)
+    return sorted(plain, key=lambda head: head.sort_key)[:limit]
+
+
+@cache
+def _plain_heads(kind: str, locks: bool, retries: bool) -> TextualSelect:
+    """The query for the first run of each queue, except those of tasks with rules, and for runs
+    without `exclusive`.
+    """
+    source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
+    # A run that goes on after its parts is the first of its queue, and keeps its lane.
+    is_first = f"x.rank = {Rank.JOINING} AND x.state = '{RunState.QUEUED}' AND {not_held('x')}"
+    taken = (
+        f"SELECT 1 FROM batch_runs x WHERE x.exclusive = v.exclusive AND {HOLDS_LANE_SQL} "
+        f"AND NOT ({is_first})"
+    )
+    lock = " FOR UPDATE SKIP LOCKED" if locks and kind == "postgresql" else ""
+    head = queue_rows.first("exclusive = v.task", "1", retries)
+    not_exclusive = queue_rows.first("exclusive IS NULL", ":each", retries, lock=lock)
+    ids = (
+        f"SELECT ({head}) FROM {source} WHERE v.exclusive IS NOT NULL AND NOT EXISTS ({taken}) "
+        f"UNION ALL SELECT u.id FROM {source} "
+        f"JOIN batch_runs u ON {sql.among('u.id', not_exclusive, kind)}"
+    )
+    statement = sql.statement(
+        f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} FROM batch_runs r "
+        f"WHERE {sql.among('r.id', ids, kind)} "
+        "ORDER BY r.priority DESC, r.rank, r.due_at, r.id LIMIT :most",
+        most=Integer(),
+        each=Integer(),
+        **queue_rows.types(retries),
+    )
+    return statement.columns(*HEAD_COLUMNS)
+
+
+def _share(limit: int, tasks: int) -> int:
+    """How many runs of one task are read: `limit`, or twice the equal share of one of `tasks` if
+    that is less.
+    """
+    return max(1, min(limit, -(-2 * limit // max(1, tasks))))
+
+
+async def held_by(
+    connection: AsyncConnection, node: str, known: Iterable[Claimed]
+) -> list[Claimed]:
+    """The runs that a node is running according to the ledger, except those that it knows of.
+
+    Such runs exist if the reply to a COMMIT was lost.
+    """
+    statement = select(*CLAIMED_COLUMNS).where(runs.c.node == node, text(HELD_SQL))
+    claims = {(run.id, run.fence) for run in known}
+    held = [Claimed(*row) for row in await connection.execute(statement)]
+    return [run for run in held if (run.id, run.fence) not in claims]

@@ -1,0 +1,126 @@
+"""`batch night`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from batch_system.cli import blocking
+from batch_system.cli.asked import asks
+from batch_system.cli.opening import FAILED, ask
+from batch_system.cli.options import AsJson, short
+
+if TYPE_CHECKING:
+    from batch_system.operations.night.results import DidNotRun, Need, Night
+    from batch_system.operations.runs.waiting import LateRun
+    from batch_system.verbs.night import ShowNight
+
+NEEDS_A_PERSON = ("alarm", "bad")
+SHOWN = 20
+"""At most this many rows of each list are shown."""
+
+
+@asks("asked", "batch_system.verbs.night:ShowNight")
+def night(asked: ShowNight, as_json: AsJson = False) -> None:
+    """Say what happened last night, and what needs a person.
+
+    Each slot that was due is counted, by what became of it. The exit code is 1 if something needs a
+    person, otherwise it is 0.
+    """
+    from batch_system import console
+
+    answer = ask(lambda operations: operations(asked), needs_tasks=False)
+    if as_json:
+        console.show_json(answer)
+    else:
+        _show(answer)
+    raise SystemExit(FAILED if answer.level in NEEDS_A_PERSON else 0)
+
+
+def _show(answer: Night) -> None:
+    from batch_system import console
+    from batch_system.escaping import line
+
+    console.write(
+        console.paint(
+            line(answer.headline), "error" if answer.level in NEEDS_A_PERSON else "success"
+        )
+    )
+    console.write(line(answer.sentence))
+    if answer.beside.runs:
+        runs = answer.beside
+        states = {
+            name: getattr(runs, name) for name in ("succeeded", "failed", "cancelled", "active")
+        }
+        shown = ", ".join(f"{number:,} {name}" for name, number in states.items() if number)
+        console.write(f"Beside them {runs.runs:,} by hand or by code: {shown}.")
+    if answer.accounted_from is not None:
+        console.write(
+            f"Accounted from {answer.accounted_from:%Y-%m-%d %H:%M} UTC: earlier slots are still "
+            "being counted."
+        )
+    _table("Needs a person", [_need(need) for need in answer.needs])
+    _table("Late or slow now", [_late(run) for run in answer.late])
+    _table("Did not run, and why", [_cause(each) for each in answer.did_not_run])
+    _table(
+        "Dealt with",
+        [
+            each.model_dump(include={"at", "task", "how", "by", "runs"})
+            for each in answer.dealt_with
+        ],
+    )
+
+
+def _table(heading: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    from batch_system import console
+
+    if not rows:
+        return
+    console.heading(heading)
+    columns = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)]
+    console.show_fitted(list(rows[:SHOWN]), columns, columns[2:])
+    if len(rows) > SHOWN:
+        console.say(f"and {len(rows) - SHOWN:,} more: --json has them")
+
+
+def _need(need: Need) -> dict[str, Any]:
+    from batch_system.words import kept_back_in_words
+
+    return {
+        "kind": need.kind,
+        "task": need.task or need.subject,
+        "runs": need.open + need.retrying,
+        "since": need.failing_since,
+        "error": need.error,
+        "keeps back": kept_back_in_words(need.keeps_back),
+        "owner": need.owner,
+        "incident": short(need.incident) if need.incident else None,
+    }
+
+
+def _late(run: LateRun) -> dict[str, Any]:
+    return {
+        "task": run.task,
+        "run": short(run.run),
+        "slot": run.slot,
+        "why": run.why,
+        "seconds": round(run.elapsed),
+        "waits for": blocking.brief(run.blocker) if run.blocker is not None else None,
+        "about until": run.eta or run.next_attempt_at,
+    }
+
+
+def _cause(each: DidNotRun) -> dict[str, Any]:
+    tasks = each.task or ", ".join(
+        f"{name} {number}" for name, number in list(each.tasks.items())[:5]
+    )
+    return {
+        "cause": each.cause,
+        "slots": each.slots,
+        "tasks": tasks,
+        "by": each.by,
+        "from": each.begin,
+        "until": each.until,
+        "reason": blocking.in_the_way(each.after) if each.after is not None else each.reason,
+        "left by": each.left_by,
+    }

@@ -1,0 +1,110 @@
+"""`batch tasks` and `batch next`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from batch_system import clock
+from batch_system.cli.hints import hint_without_service, warn
+from batch_system.cli.opening import ask
+from batch_system.cli.options import AsJson, instant, whole
+
+if TYPE_CHECKING:
+    from batch_system.operations.tasks.results import TaskSummary
+    from batch_system.verbs.following import Operations
+
+
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks, and the time at which each one fires next.
+
+    Files that can't be used are listed on stderr, and the exit code is then 1. If the name of their
+    task is known, the list has the task too, with the error.
+    """
+    from batch_system import console
+    from batch_system.operations.tasks import listing
+    from batch_system.verbs.tasks import ListTasks
+
+    async def work(operations: Operations) -> tuple[Sequence[TaskSummary], str | None]:
+        if operations.is_here:
+            found = await listing.list_tasks(operations.context)
+        else:
+            found = (await operations(ListTasks())).tasks
+        return found, None if as_json else await hint_without_service(operations)
+
+    tasks, hint = ask(work)
+    broken = [task for task in tasks if task.error]
+    named = [task for task in tasks if task.name]
+    if as_json:
+        console.show_json(list(tasks))
+    elif named:
+        columns = [
+            "name",
+            "schedule",
+            "timezone",
+            "next_run_time",
+            "paused",
+            "pool",
+            "memory",
+            "source",
+            "error",
+        ]
+        console.show([_row(task) for task in named], columns, as_json=False)
+    elif not broken:
+        console.warn("batch: there is no task in TASKS_DIR")
+    for task in tasks:
+        if task.served_from and Path(task.served_from).name != Path(task.source).name:
+            reason = (
+                f"running services use {task.served_from} for the task {task.name} until they are "
+                "restarted"
+            )
+            console.warn(f"batch: {task.source} is not used yet: {reason}")
+    for file in broken:
+        console.warn(f"batch: {file.source} can't be used: {file.error}")
+    warn(hint)
+    raise SystemExit(1 if broken else 0)
+
+
+def _row(task: TaskSummary) -> dict[str, object]:
+    """The cells of a task. The default pool is not named."""
+    from batch_system.operations.tasks.results import memory_in_words
+    from batch_system.settings.pools import DEFAULT_POOL
+
+    pool = task.pool if task.pool != DEFAULT_POOL else None
+    return {**task.model_dump(), "pool": pool, "memory": memory_in_words(task.memory)}
+
+
+def next_(
+    expression: Annotated[str, typer.Argument(help="A cron expression in quotes.")],
+    tz: Annotated[str, typer.Option(help="The time zone of the expression.")] = "UTC",
+    after: Annotated[
+        str | None, typer.Option(help="Show the times after this instant (ISO 8601); default: now.")
+    ] = None,
+    n: Annotated[
+        int,
+        typer.Option(
+            "-n", parser=whole(1, 10_000), metavar="NUMBER", help="The number of times to show."
+        ),
+    ] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Show the times at which a cron expression fires.
+
+    The expression has five fields, as in cron: minute, hour, day of month, month, day of week. With
+    six fields, the first one is the second. Names such as @daily and @weekly are allowed too.
+    """
+    from batch_system import console
+    from batch_system.batch.cron.cron import schedule as schedule_of
+
+    schedule = schedule_of(expression, tz)
+    at = instant(after, "--after", schedule.zone) if after is not None else clock.now()
+    rows = [
+        {"slot": slot, "local": slot.astimezone(schedule.zone)}
+        for slot in schedule.following(at, n)
+    ]
+    if not as_json:
+        console.say(schedule.words)
+    console.show(rows, ["slot", "local"], as_json)

@@ -1,0 +1,119 @@
+"""Reads incidents: lists them, shows one, and finds those that form one problem with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.incidents import problem as one_error
+from batch_system.batch.ledger import chains
+from batch_system.batch.ledger.incidents import incidents
+from batch_system.batch.ledger.states import OF_RUNS, IncidentKind
+from batch_system.errors import UnknownIncident
+from batch_system.escaping import echoed
+from batch_system.operations.asking.context import Context
+from batch_system.operations.asking.cursors import cursor_of, parse_cursor
+from batch_system.operations.asking.results import KeptBack
+from batch_system.operations.incidents import open_failures
+from batch_system.operations.incidents.results import (
+    MOST_INCIDENTS,
+    Incident,
+    IncidentDetails,
+    IncidentPage,
+)
+from batch_system.operations.people.redacting import hidden_tasks
+
+NO_NUMBERS: Mapping[str, int] = MappingProxyType({})
+
+
+async def list_incidents(
+    context: Context,
+    state: Literal["open", "closed", "all"] = "open",
+    kind: IncidentKind | None = None,
+    task: str | None = None,
+    limit: int = 50,
+    after: str | None = None,
+) -> IncidentPage:
+    """A page of at most `limit` incidents. Raises InvalidParameters for a cursor that no page
+    has given.
+    """
+    limit = min(limit, MOST_INCIDENTS)
+    before = parse_cursor(after) if after is not None else None
+    is_open = None if state == "all" else state == "open"
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return IncidentPage(incidents=[], after=None)
+        query = incidents.listing(limit + 1, before, is_open=is_open, kind=kind, task=task)
+        rows = (await connection.execute(query)).all()
+        hidden = await hidden_tasks(connection, context)
+        numbers = await open_runs_of(connection, rows)
+    listed = [shown(row, hidden, numbers) for row in rows[:limit]]
+    key = cursor_of((listed[-1].opened_at, listed[-1].id)) if len(rows) > limit else None
+    return IncidentPage(incidents=listed, after=key)
+
+
+async def show(context: Context, incident: str) -> IncidentDetails:
+    """An incident, by its id or the end of it. Raises UnknownIncident."""
+    async with context.databases.reading() as connection:
+        row = await find(connection, incident)
+        assert connection is not None
+        hidden = await hidden_tasks(connection, context)
+        error = (row.task, row.fingerprint)
+        is_open = row.kind == IncidentKind.FAILED and row.closed_at is None
+        kept = (await chains.kept_back_by_errors(connection, [error] if is_open else [])).get(
+            error, ()
+        )
+        numbers = await open_runs_of(connection, [row])
+    keeps_back = [KeptBack(**vars(each)) for each in kept]
+    return IncidentDetails(**dict(shown(row, hidden, numbers)), keeps_back=keeps_back)
+
+
+async def with_same_error(context: Context, incident: str) -> Sequence[Incident]:
+    """This incident, and the open ones that form one problem with it. Raises UnknownIncident."""
+    async with context.databases.reading() as connection:
+        row = await find(connection, incident)
+        assert connection is not None
+        hidden = await hidden_tasks(connection, context)
+        return [shown(each, hidden) for each in await open_failures.one_problem(connection, row)]
+
+
+async def find(connection: AsyncConnection | None, incident: str) -> Any:
+    """The row of an incident, by its id or the end of it. Raises UnknownIncident."""
+    row = await incidents.find(connection, incident) if connection is not None else None
+    if row is None:
+        raise UnknownIncident(f"there is no incident {echoed(incident)}")
+    return row
+
+
+async def open_runs_of(connection: AsyncConnection, rows: Sequence[Any]) -> dict[str, int]:
+    """The number of open runs of each of these incidents, by id. Incidents that are closed or not
+    about runs are left out.
+    """
+    about = {
+        row.id: (row.task, row.fingerprint)
+        for row in rows
+        if row.closed_at is None and row.kind in OF_RUNS
+    }
+    if not about:
+        return {}
+    by_key = await open_failures.incidents_by_key(connection)
+    groups = await open_failures.groups(connection, by_key, {task for task, _ in about.values()})
+    numbers = {(group.task, group.fingerprint): group.number for group in groups}
+    return {incident: numbers.get(key, 0) for incident, key in about.items()}
+
+
+def shown(row: Any, hidden: frozenset[str], open_runs: Mapping[str, int] = NO_NUMBERS) -> Incident:
+    """The incident as the caller may see it. `hidden`: tasks whose texts it may not see."""
+    values = dict(row._mapping)
+    empty = {name: values[name] or None for name in ("task", "subject", "fingerprint")}
+    error = one_error.key_in(row.details)
+    unseen = (
+        {"text": "", "fingerprint": None, "note": None, "error": None} if row.task in hidden else {}
+    )
+    return Incident.of(
+        {**values, **empty, "run": values["newest_run"], "error": error, **unseen},
+        open=open_runs.get(row.id),
+    )

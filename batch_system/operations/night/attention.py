@@ -1,0 +1,371 @@
+"""What needs a person: failed runs that are neither made good nor acknowledged, and what else is
+wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Row, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.chunks import quarantine
+from batch_system.batch.incidents import made_good
+from batch_system.batch.incidents import problem as one_error
+from batch_system.batch.incidents.watched import WatchedTask
+from batch_system.batch.ledger import chains, json_rows, run_logs
+from batch_system.batch.ledger.incidents import incidents
+from batch_system.batch.ledger.incidents.tables import fingerprints
+from batch_system.batch.ledger.incidents.tables import incidents as incidents_table
+from batch_system.batch.ledger.people import audit
+from batch_system.batch.ledger.states import OF_RUNS, IncidentKind
+from batch_system.batch.ledger.tables import OPEN_FAILURE_SQL, runs
+from batch_system.operations.asking.context import Context
+from batch_system.operations.asking.databases import is_missing_file
+from batch_system.operations.asking.results import KeptBack
+from batch_system.operations.incidents import open_failures
+from batch_system.operations.night.results import ChangeBefore, DealtWith, LastLine, Need
+from batch_system.operations.runs.quarantine import has_table
+
+DETAILED = 20
+"""Needs read in detail; the rest are only counted."""
+MOST_OTHERS = 20
+"""At most this many other tasks with the same error are named."""
+TOGETHER = timedelta(minutes=10)
+"""The processes of a deploy start within this time."""
+LINES = 50
+"""The last error is searched for in this many lines at the end of a log."""
+MOST_ITEMS = 10_000
+"""Items in quarantine are counted up to this number."""
+_OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED, IncidentKind.NODE)
+_KINDS = (
+    IncidentKind.SILENT,
+    IncidentKind.DEADLINE,
+    IncidentKind.FILES,
+    IncidentKind.POOL,
+    *_OF_FIRING,
+)
+"""Kinds of incidents that need a person besides failed runs and alarms."""
+
+
+async def of_runs(
+    connection: AsyncConnection, watched: Mapping[str, WatchedTask], hidden: frozenset[str]
+) -> list[Need]:
+    """The failed runs that are open, by task and error: those that still fail come first, then
+    those with the most runs.
+    """
+    by_key = await open_failures.incidents_by_key(connection)
+    groups = await open_failures.groups(connection, by_key)
+    seen = await _first_seen(connection, groups)
+    needs = [_need(group, by_key, seen, watched.get(group.task), hidden) for group in groups]
+    tasks_by_error: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        tasks_by_error[group.fingerprint].append(group.task)
+    needs.sort(key=lambda need: (-need.open, need.task or ""))
+    failures = [
+        (n.task or "", n.fingerprint or "", n.last_failed, n.failing_since)
+        for n in needs[:DETAILED]
+    ]
+    successes = await made_good.successes_around(connection, failures)
+    detailed = [
+        await _completed(
+            connection, need, *successes[need.task or "", need.fingerprint or ""], hidden
+        )
+        for need in needs[:DETAILED]
+    ]
+    detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""], hidden) for need in detailed]
+    detailed = await _with_kept_back(connection, detailed)
+    shown = [_seen_by_the_caller(need, hidden) for need in (*detailed, *needs[DETAILED:])]
+    known = {row.id: (one_error.key_in(row.details), row.opened_at) for row in by_key.values()}
+    alone: tuple[None, None] = (None, None)
+    together = one_error.groups(
+        shown, lambda need: alone if need.task in hidden else known.get(need.incident or "", alone)
+    )
+    one = [_one_problem(group) if len(group) > 1 else group[0] for group in together]
+    return sorted(one, key=lambda need: need.succeeded_since is not None)
+
+
+def _one_problem(group: Sequence[Need]) -> Need:
+    """Several tasks that failed together with one error, as one row."""
+    newest = max(group, key=lambda need: need.last_failed or datetime.min.replace(tzinfo=UTC))
+    return newest.model_copy(
+        update={
+            "task": None,
+            "subject": f"{len(group):,} tasks",
+            "incident": None,
+            "fingerprint": None,
+            "open": sum(need.open for need in group),
+            "retrying": sum(need.retrying for need in group),
+            "failing_since": min(
+                (need.failing_since for need in group if need.failing_since), default=None
+            ),
+            "first_seen": min((need.first_seen for need in group if need.first_seen), default=None),
+            "owner": ", ".join(sorted({need.owner for need in group if need.owner})) or None,
+            "also_in": (),
+            "after": None,
+            "keeps_back": (),
+            "tasks": sorted(need.task for need in group if need.task),
+            "incidents": [need.incident for need in group if need.incident],
+        }
+    )
+
+
+async def _with_kept_back(connection: AsyncConnection, needs: Sequence[Need]) -> list[Need]:
+    """The needs, completed with the runs that wait for a success of their failed runs."""
+    errors = [(n.task or "", n.fingerprint or "") for n in needs if n.kind == IncidentKind.FAILED]
+    kept = await chains.kept_back_by_errors(connection, errors)
+    shown = {error: [KeptBack(**vars(each)) for each in rows] for error, rows in kept.items()}
+    return [
+        n.model_copy(update={"keeps_back": shown.get((n.task or "", n.fingerprint or ""), ())})
+        for n in needs
+    ]
+
+
+def _also_in(need: Need, with_it: Sequence[str], hidden: frozenset[str]) -> Need:
+    """The need, completed with the other tasks that have the same error. Words such as `empty` are
+    not errors that tasks can share.
+
+    Hidden tasks are left out: sharing an error with another task would reveal what their error is.
+    """
+    is_error = need.fingerprint is not None and ":" in need.fingerprint and need.task not in hidden
+    others = sorted(name for name in with_it if name != need.task and name not in hidden)[
+        :MOST_OTHERS
+    ]
+    return need.model_copy(update={"also_in": others}) if is_error and others else need
+
+
+def _seen_by_the_caller(need: Need, hidden: frozenset[str]) -> Need:
+    """The need, without the fingerprint of a hidden task, which would reveal which other tasks have
+    its error.
+    """
+    return need.model_copy(update={"fingerprint": None}) if need.task in hidden else need
+
+
+def _need(
+    group: open_failures.Group,
+    by_key: Mapping[tuple[str, str], Row[Any]],
+    seen: Mapping[tuple[str, str], datetime],
+    task: WatchedTask | None,
+    hidden: frozenset[str],
+) -> Need:
+    incident = by_key.get((group.task, group.fingerprint))
+    known = (
+        group.fingerprint if group.fingerprint in ("empty", "quarantine", "kept_back") else "failed"
+    )
+    return Need(
+        kind=known,
+        incident=incident.id if incident is not None else None,
+        task=group.task,
+        fingerprint=group.fingerprint,
+        open=group.number - group.retrying,
+        retrying=group.retrying,
+        failing_since=min(
+            (at for at in (group.first, incident and incident.opened_at) if at), default=None
+        ),
+        last_failed=group.last,
+        first_seen=seen.get((group.task, group.fingerprint)),
+        owner=task.owner if task is not None else None,
+        runbook=task.runbook if task is not None else None,
+        error="" if group.task in hidden or incident is None else incident.text,
+        newest_run=incident.newest_run if incident is not None else None,
+    )
+
+
+async def _first_seen(
+    connection: AsyncConnection, groups: Sequence[open_failures.Group]
+) -> dict[tuple[str, str], datetime]:
+    """When each of these errors was seen for the first time."""
+    if not groups:
+        return {}
+    names = sorted({group.task for group in groups})
+    theirs = json_rows.is_among(fingerprints.c.task, names, connection.dialect.name)
+    rows = await connection.execute(select(fingerprints).where(theirs))
+    return {(row.task, row.fingerprint): row.first_seen_at for row in rows}
+
+
+async def _completed(
+    connection: AsyncConnection,
+    need: Need,
+    since: datetime | None,
+    before: datetime | None,
+    hidden: frozenset[str],
+) -> Need:
+    """The need, completed with the newest failure, the last line of its log, a later success, and
+    what changed before the first failure.
+
+    `since`: when the task succeeded after the last failure. `before`: when it succeeded before the
+    first one.
+    """
+    more: dict[str, Any] = {"succeeded_since": since}
+    run = need.newest_run
+    if run is None or not need.error:
+        run, error = await _newest(connection, need)
+        more |= {"newest_run": run, "error": "" if need.task in hidden else error}
+    if run is not None and need.task not in hidden:
+        more["last_line"] = await _last_line(connection, run)
+    if before is not None and need.failing_since is not None:
+        more["after"] = await _change_between(connection, need.task, before, need.failing_since)
+    return need.model_copy(update=more)
+
+
+async def _newest(connection: AsyncConnection, need: Need) -> tuple[str | None, str]:
+    query = select(runs.c.id, runs.c.reason).where(
+        runs.c.task == need.task, runs.c.fingerprint == need.fingerprint, text(OPEN_FAILURE_SQL)
+    )
+    row = (await connection.execute(query.order_by(runs.c.finished_at.desc()).limit(1))).first()
+    return (row.id, row.reason or "") if row is not None else (None, "")
+
+
+async def _last_line(connection: AsyncConnection, run: str) -> LastLine | None:
+    lines = await run_logs.tail(connection, run, LINES)
+    line = run_logs.telling_line(lines)
+    if line is None:
+        return None
+    return LastLine(at=line.at, level=line.level, text=line.text.split("\n")[0][:1_000])
+
+
+async def _change_between(
+    connection: AsyncConnection, task: str | None, good: datetime, first: datetime
+) -> ChangeBefore | None:
+    """The last change between the last success of the task and its first failure; None if there was
+    none.
+    """
+    events = (await connection.execute(audit.listing(LINES, since=good, until=first))).all()
+    changes = [
+        event
+        for event in events
+        if event.action in _OF_ALL or (event.action == "schedule.change" and event.task == task)
+    ]
+    if not changes:
+        return None
+    # A process with a new version or other settings has also started, but that is not what has
+    # changed.
+    causes = [
+        each
+        for each in changes
+        if each.action != "service.start" and each.at > changes[0].at - TOGETHER
+    ]
+    event = causes[0] if causes else changes[0]
+    version = (event.after or {}).get("application") if event.action == "service.deploy" else None
+    return ChangeBefore(
+        kind=event.action, version=version, seconds=(first - event.at).total_seconds()
+    )
+
+
+_OF_ALL = ("service.deploy", "service.start", "settings.change")
+
+
+async def names_of_tasks(connection: AsyncConnection, quarantined: Iterable[str]) -> set[str]:
+    """The tasks that need a person: those of the needs that `of_runs`, `others` and `of_quarantine`
+    return. Reads no details.
+    """
+    failing = await connection.execute(
+        select(runs.c.task).where(text(OPEN_FAILURE_SQL)).group_by(runs.c.task)
+    )
+    opened = await incidents.are_open(connection, _KINDS)
+    of_others = {_task_of(row) for row in opened if row.acknowledged_at is None}
+    return {*failing.scalars(), *quarantined, *(name for name in of_others if name is not None)}
+
+
+def _task_of(incident: Row[Any]) -> str | None:
+    task: str | None = incident.task or (incident.details or {}).get("task")
+    return task
+
+
+async def others(connection: AsyncConnection, watched: Mapping[str, WatchedTask]) -> list[Need]:
+    """What needs a person without a failed run: silent tasks, missed deadlines, unusable files,
+    unserved pools.
+    """
+    opened = await incidents.are_open(connection, _KINDS)
+    return [_other(row, watched.get(row.task)) for row in opened if row.acknowledged_at is None]
+
+
+def _other(row: Row[Any], task: WatchedTask | None) -> Need:
+    return Need(
+        kind=row.kind,
+        incident=row.id,
+        task=_task_of(row),
+        subject=row.subject or None,
+        open=row._mapping["count"],
+        failing_since=row.opened_at,
+        last_failed=row.last_at,
+        owner=task.owner if task is not None else None,
+        runbook=task.runbook if task is not None else None,
+        error=row.text,
+        acknowledged_by=row.acknowledged_by,
+    )
+
+
+async def quarantined_items(context: Context) -> Counter[str] | None:
+    """How many items wait in quarantine, by task; None if the application's database can't be
+    read.
+    """
+    application = context.databases.application
+    if is_missing_file(application):
+        return Counter()
+    try:
+        if not await has_table(application):
+            return Counter()
+        return Counter(await quarantine.waiting_by_task(application, MOST_ITEMS))
+    except (DBAPIError, OSError):
+        return None
+
+
+def of_quarantine(waiting: Counter[str], watched: Mapping[str, WatchedTask]) -> list[Need]:
+    """Items in quarantine that wait for a redrive, by task."""
+    needs = []
+    for name, number in sorted(waiting.items()):
+        task = watched.get(name)
+        needs.append(
+            Need(
+                kind="quarantine",
+                incident=None,
+                task=name,
+                open=number,
+                owner=task.owner if task is not None else None,
+                runbook=task.runbook if task is not None else None,
+                error=f"{number:,} item waits in quarantine"
+                if number == 1
+                else f"{number:,} items wait in quarantine",
+            )
+        )
+    return needs
+
+
+async def dealt_with(
+    connection: AsyncConnection, since: datetime, until: datetime, hidden: frozenset[str]
+) -> list[DealtWith]:
+    """The incidents of runs that were closed in the window, the newest first.
+
+    An incident that was made good counts as dealt with by somebody if a person or code asked for
+    the run that did it.
+    """
+    failure, success = runs.alias("failure"), runs.alias("success")
+    by = select(success.c.requested_by).where(
+        failure.c.id == incidents_table.c.newest_run, success.c.id == failure.c.made_good_by
+    )
+    query = (
+        select(incidents_table, by.scalar_subquery().label("good_by"))
+        .where(incidents_table.c.closed_at >= since, incidents_table.c.closed_at < until)
+        .order_by(incidents_table.c.closed_at.desc(), incidents_table.c.id.desc())
+        .limit(1_000)
+    )
+    return [
+        DealtWith(
+            incident=row.id,
+            task=row.task or None,
+            kind=row.kind,
+            how=row.closed_why,
+            by=row.acknowledged_by or row.good_by,
+            at=row.closed_at,
+            note=None if row.task in hidden else row.note,
+            runs=row._mapping["count"],
+            error="" if row.task in hidden else row.text,
+        )
+        for row in await connection.execute(query)
+        if row.kind in OF_RUNS
+    ]

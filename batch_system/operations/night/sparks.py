@@ -1,0 +1,47 @@
+"""The last runs of a task, for a small chart: how long each took, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.ledger import parts
+from batch_system.batch.ledger.run_rows import newest_of_each
+from batch_system.operations.asking.results import Result
+
+LAST = 60
+_NAMES = (
+    "id",
+    "task",
+    "state",
+    "created_at",
+    "gate",
+    "started_at",
+    "attempt_started_at",
+    "finished_at",
+)
+
+
+class Spark(Result):
+    """A run. `seconds`: of its last attempt, or from its split to its end; None if it has not begun
+    or goes on.
+    """
+
+    run: str
+    state: str
+    seconds: float | None
+
+
+async def sparks_of(
+    connection: AsyncConnection, tasks: Iterable[str], last: int = LAST
+) -> dict[str, list[Spark]]:
+    """The last runs of each of these tasks, the oldest first, in one query. There should be few
+    tasks.
+    """
+    found: dict[str, list[Spark]] = {task: [] for task in dict.fromkeys(tasks)}
+    rows = await newest_of_each(connection, list(found), _NAMES, last)
+    for row in sorted(rows, key=lambda row: (row.created_at, row.id)):
+        spark = Spark(run=row.id, state=row.state, seconds=parts.seconds_taken(row))
+        found[row.task].append(spark)
+    return found

@@ -1,0 +1,140 @@
+"""A task that can be started: one that this process has loaded, or one that only other processes
+have loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.execution.run_here import checked_parameters
+from batch_system.batch.ledger import tasks as task_rows
+from batch_system.batch.queue.enqueue import Startable
+from batch_system.batch.tasks.parameters import SLOT, TOO_DEEP
+from batch_system.batch.tasks.registry import Task
+from batch_system.errors import InvalidParameters, UnknownTask
+from batch_system.escaping import brief, is_deep
+from batch_system.operations.asking.context import Context
+from batch_system.redaction import Redaction
+
+LONGEST_SENTENCE = 500
+
+
+@dataclass(frozen=True)
+class StartableTask(Startable):
+    """What is needed to queue a run. `schema`: the JSON schema of the parameters of a task that is
+    not loaded here.
+
+    `redaction`: an error about a secret parameter does not show its value.
+    """
+
+    loaded: Task | None
+    schema: Mapping[str, Any] | None
+    redaction: Redaction
+
+    def checked(self, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Check parameters, and return them as the ledger stores them. Raises InvalidParameters."""
+        if self.loaded is not None:
+            return checked_parameters(self.loaded, given)
+        return _checked_by_schema(self.name, self.schema, given, self.redaction)
+
+
+async def startable_task(connection: AsyncConnection, context: Context, name: str) -> StartableTask:
+    """The task of this name. A task that is loaded here is preferred. Raises UnknownTask, which
+    lists names.
+    """
+    loaded = context.loaded().tasks.get(name)
+    if loaded is not None:
+        priority = loaded.policies.priority
+        return StartableTask(
+            name, loaded.source, loaded.exclusive, priority, loaded, None, context.redaction
+        )
+    row = await task_rows.get(connection, name)
+    if row is None or row["removed_at"] is not None:
+        raise await unknown_task(connection, context, name)
+    policies = row["policies"] if isinstance(row["policies"], Mapping) else {}
+    is_unlimited = policies.get("overlap") == "allow" and policies.get("max_running") is None
+    schema = row["parameters"] if isinstance(row["parameters"], Mapping) else None
+    priority = given if isinstance(given := policies.get("priority"), int) else 0
+    exclusive = None if is_unlimited else name
+    return StartableTask(name, row["source"], exclusive, priority, None, schema, context.redaction)
+
+
+async def unknown_task(
+    connection: AsyncConnection | None, context: Context, name: str
+) -> UnknownTask:
+    """The error about a name that no task has. It lists the tasks, and first the one with a similar
+    name.
+    """
+    names = set(context.loaded().tasks)
+    if connection is not None:
+        names |= {
+            row["name"]
+            for row in await task_rows.all_tasks(connection)
+            if row["removed_at"] is None
+        }
+    return UnknownTask.named(name, names)
+
+
+def _checked_by_schema(
+    task: str, schema: Mapping[str, Any] | None, given: Mapping[str, Any], redaction: Redaction
+) -> dict[str, Any] | None:
+    """Check the parameters of a task that this process has not loaded.
+
+    A text is also taken for the number or the other JSON value that it spells, because a command
+    line gives only texts.
+    """
+    from jsonschema import Draft202012Validator
+
+    if SLOT in given:
+        raise InvalidParameters(f"parameter {SLOT}: it is the run's slot, so give it as the slot")
+    if schema is None:
+        raise InvalidParameters(
+            f"parameters of task {task}: this ledger does not know them; start it where it is "
+            "loaded"
+        )
+    validator = Draft202012Validator(schema)
+    properties = schema.get("properties", {})
+    values = {name: _read_as(properties.get(name), value) for name, value in given.items()}
+    if deep := next((name for name, value in values.items() if is_deep(value)), None):
+        raise InvalidParameters(f"parameters of task {task}: {brief(deep)}: {TOO_DEEP}")
+    error = next(iter(validator.iter_errors(values)), None)
+    if error is not None:
+        where = ".".join(str(part) for part in error.absolute_path)
+        is_secret = redaction.is_secret(where) or redaction.masked(error.instance) != error.instance
+        sentence = (
+            "it has a value that is not allowed"
+            if is_secret
+            else brief(error.message, LONGEST_SENTENCE)
+        )
+        takes = ", ".join(properties) or "none"
+        raise InvalidParameters(
+            f"parameters of task {task}: {f'{where}: ' if where else ''}{sentence} (it takes "
+            f"{takes})"
+        )
+    return values or None
+
+
+def _read_as(schema: Any, value: Any) -> Any:
+    """The value; a text that spells a JSON value is that value, if the schema takes no text."""
+    if (
+        not isinstance(value, str)
+        or not isinstance(schema, Mapping)
+        or schema.get("type") == "string"
+    ):
+        return value
+    if "type" not in schema and "anyOf" not in schema:
+        return value
+    if any(
+        isinstance(each, Mapping) and each.get("type") == "string"
+        for each in schema.get("anyOf", [])
+    ):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

@@ -1,0 +1,140 @@
+"""The lanes of a night: slots above, runs below. Pure geometry: x in percent, y in pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from batch_system.operations.night.lanes import Lane, LaneRange, LaneRun
+from batch_system.pages.charts.axis import Axis
+from batch_system.pages.charts.night_chart import Box, in_words
+
+TEN_MINUTES = timedelta(minutes=10)
+HAIR = 0.3
+"""The least width of a bar, in percent."""
+_WORST = (
+    ("unaccounted", "unaccounted"),
+    ("failed", "failed"),
+    ("missed", "missed"),
+    ("active", "running"),
+    ("skipped", "skipped"),
+    ("paused", "skipped"),
+    ("cancelled", "cancelled"),
+    ("succeeded", "succeeded"),
+)
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """A mark at a slot: slot, next, missed, or chosen (skipped or paused)."""
+
+    x: float
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A run. `goes_on`: it has not ended. The bar of a running run ends in a round head at the
+    present.
+    """
+
+    x: float
+    width: float
+    css: str
+    title: str
+    run: str
+    goes_on: bool
+
+
+@dataclass
+class DrawnLane:
+    """A lane as it is drawn. `words`: what became of its slots."""
+
+    task: str
+    words: str
+    glyphs: list[Glyph] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list)
+    cells: list[Box] = field(default_factory=list)
+
+
+def drawn(lane: Lane, axis: Axis, now: datetime | None, cell_width: float) -> DrawnLane:
+    """`cell_width`: of ten minutes, in percent. `now`: None if the window is over."""
+    telling = {name: number for name, number in lane.counts.items() if name != "succeeded"}
+    out = DrawnLane(lane.task, in_words(telling) or in_words(lane.counts) or "no slot was due")
+    for cell in lane.cells:
+        if (worst := _worst(cell.counts)) is not None:
+            title = f"{axis.time(cell.at)}: {in_words(cell.counts)}"
+            left = round(axis.x(cell.at) + cell_width * 0.08, 3)
+            out.cells.append(Box(left, round(cell_width * 0.84, 3), 14, 13, f"cell-{worst}", title))
+    for run in lane.runs:
+        out.glyphs += _slot(run, axis)
+        out.bars += _bar(run, lane.task, axis, now)
+    for each in lane.missed:
+        out.glyphs += _missed(each, axis)
+        out.cells += _between(each, axis)
+    if lane.cells:
+        out.cells += _coming(lane.planned, axis, cell_width)
+    else:
+        kind = "chosen" if lane.is_paused else "next"
+        out.glyphs += [Glyph(axis.x(at), kind, f"{axis.time(at)}: to come") for at in lane.planned]
+    return out
+
+
+def _coming(planned: Sequence[datetime], axis: Axis, cell_width: float) -> list[Box]:
+    """Dashed cells for the slots to come, one for each ten minutes."""
+    slots = Counter(at - (at - axis.begin) % TEN_MINUTES for at in planned)
+    return [
+        Box(
+            round(axis.x(at) + cell_width * 0.08, 3),
+            round(cell_width * 0.84, 3),
+            14,
+            13,
+            "s-exp",
+            f"{axis.time(at)}: {number:,} to come",
+        )
+        for at, number in sorted(slots.items())
+    ]
+
+
+def _worst(counts: Mapping[str, int]) -> str | None:
+    return next((css for name, css in _WORST if counts.get(name)), None)
+
+
+def _slot(run: LaneRun, axis: Axis) -> list[Glyph]:
+    if run.slot is None or not axis.begin <= run.slot <= axis.end:
+        return []
+    kind = "chosen" if run.state == "skipped" else "slot"
+    return [Glyph(axis.x(run.slot), kind, f"slot {axis.time(run.slot)}: {run.state}")]
+
+
+def _bar(run: LaneRun, task: str, axis: Axis, now: datetime | None) -> list[Bar]:
+    """From the start of the first attempt to the end of the last one. The bar of a waiting run
+    begins when the run was made.
+    """
+    if run.state == "skipped":
+        return []
+    begin = run.begin or run.created_at
+    end = run.end or now or axis.end
+    at = run.slot or run.created_at
+    title = f"{task} {axis.time(at)}: {run.state}"
+    width = axis.width(begin, max(begin, end), HAIR)
+    return [Bar(axis.x(begin), width, f"bar-{run.state}", title, run.id, run.end is None)]
+
+
+def _between(each: LaneRange, axis: Axis) -> list[Box]:
+    """A line from the first to the last slot of a range of several slots."""
+    begin, end = max(each.first, axis.begin), min(each.last, axis.end)
+    if each.count < 2 or begin >= end:
+        return []
+    css = "f-skipped" if each.cause == "paused" else "f-missed"
+    return [Box(axis.x(begin), axis.width(begin, end), 9, 2, css, f"{each.count:,} {each.cause}")]
+
+
+def _missed(each: LaneRange, axis: Axis) -> list[Glyph]:
+    """A mark at the first and at the last slot of the range, within the window."""
+    kind = "chosen" if each.cause == "paused" else "missed"
+    places = {axis.x(at) for at in (each.first, each.last) if axis.begin <= at <= axis.end}
+    return [Glyph(x, kind, f"{each.count:,} {each.cause}") for x in sorted(places)]

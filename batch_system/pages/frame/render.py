@@ -1,0 +1,122 @@
+"""Renders templates. All text is escaped, and characters that could mislead a reader are made
+visible first.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from batch_system import escaping
+from batch_system.concurrency.offload import offload
+from batch_system.pages.frame import formatting
+from batch_system.pages.frame.assets import STATIC, assets
+from batch_system.words import CHIPS, SUBJECTS, kept_back_parts
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+LONGEST_TEXT = 10_000
+"""One value on a page has at most this many characters."""
+
+MOST_MARKS = 100
+"""At most this many occurrences of what was searched for are marked in one text."""
+
+LONGEST_LINES = 100_000
+"""A text of several lines, such as a traceback, has at most this many characters."""
+
+_INNER = re.compile(r"<svg[^>]*>(.*)</svg>", re.DOTALL)
+
+
+@cache
+def environment() -> Environment:
+    """The templates. Call it in a thread: it reads files."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    for name in ("number", "rate", "counted", "percent", "size", "duration"):
+        made.filters[name] = getattr(formatting, name)
+    made.filters |= {
+        "lines": lines,
+        "marked": marked,
+        "tojson_text": json_text,
+        "log_time": formatting.log_time,
+    }
+    made.filters["kept_parts"] = kept_back_parts
+    made.filters["chip_word"] = lambda kind: CHIPS.get(kind, kind)
+    made.filters["subject_word"] = lambda kind: SUBJECTS.get(kind, kind)
+    made.globals |= {"icon": icon, "asset": assets().names.__getitem__, "formatting": formatting}
+    return made
+
+
+async def render(template: str, **values: Any) -> str:
+    """The HTML of a template, made in a thread."""
+    return await offload(_render, template, values)
+
+
+def _render(template: str, values: dict[str, Any]) -> str:
+    return environment().get_template(template).render(**values)
+
+
+def _shown(value: Any) -> Any:
+    """A value as it is put into a page: invisible and control characters of text are escapes such
+    as `\\x1b`.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return escaping.line(escaping.brief(value, LONGEST_TEXT))
+
+
+def lines(text: str) -> Markup:
+    """Text of several lines, escaped like any other, which keeps its line feeds."""
+    return escape(escaping.lines(escaping.brief(text, LONGEST_LINES)))
+
+
+_COLOURS = re.compile(r"(?:\x1b|\\x1b)\[[0-9;]{0,20}m")
+
+
+def marked(text: str, wanted: str | None = None) -> Markup:
+    """Text of several lines, in which what was searched for is marked, whatever the case of its
+    letters.
+
+    Colours of a terminal are left out: they are escaped in the log, such as \\x1b[33m, and mean
+    nothing here.
+    """
+    text = _COLOURS.sub("", text)
+    if not wanted:
+        return lines(text)
+    shown = escaping.lines(escaping.brief(text, LONGEST_LINES))
+    parts = re.split(f"({re.escape(wanted)})", shown, maxsplit=MOST_MARKS, flags=re.IGNORECASE)
+    marks = (
+        Markup("<mark>{}</mark>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
+    )
+    return Markup("").join(marks)
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON that people read."""
+    return escaping.brief(escaping.to_json(value, default=str), LONGEST_TEXT)
+
+
+@cache
+def icon(name: str, css: str = "") -> Markup:
+    """An icon as SVG that stands in the page, so that it takes the colour of its text. Screen
+    readers skip it.
+    """
+    found = _INNER.search((STATIC / "icons" / f"{name}.svg").read_text())
+    assert found is not None, name
+    inner = " ".join(found[1].split()).replace(" />", "/>").replace("> <", "><")
+    attributes = f'class="{f"i {css}".strip()}" viewBox="0 0 24 24" aria-hidden="true"'
+    return Markup(f"<svg {attributes}>{inner}</svg>")  # noqa: S704

@@ -1,0 +1,90 @@
+"""The addresses of the pages."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from batch_system.concurrency.offload import offload
+from batch_system.pages import backups, search, sign_in, system
+from batch_system.pages.frame.answers import PageRoute, action, asked, download, page
+from batch_system.pages.frame.assets import assets
+from batch_system.pages.frame.preferences import set_preferences
+from batch_system.pages.live import live
+from batch_system.pages.night import incidents, left_slots, outage_backfills, unaccounted
+from batch_system.pages.night.night import BLOCKS, show_night
+from batch_system.pages.runs import bulks, run_actions, run_parts, runs
+from batch_system.pages.tasks import backfills, task, tasks
+from batch_system.web.problems import Refused
+
+FOR_EVER = "public, max-age=31536000, immutable"
+
+
+async def _static(request: Request) -> Response:
+    """A file of the pages. Its name changes with its content, so it may be kept for ever."""
+    asset = (await offload(assets)).by_name.get(request.path_params["name"])
+    if asset is None:
+        raise Refused(404, "there is no such file")
+    headers = {"Cache-Control": FOR_EVER, "Vary": "Accept-Encoding"}
+    if asset.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(
+            asset.packed,
+            media_type=asset.media_type,
+            headers={**headers, "Content-Encoding": "gzip"},
+        )
+    return Response(asset.content, media_type=asset.media_type, headers=headers)
+
+
+routes = [
+    page("/", show_night, blocks=BLOCKS),
+    page("/unaccounted", unaccounted.show_unaccounted),
+    page("/tasks", tasks.show_tasks, blocks=("numbers", "timeline")),
+    page("/tasks/{task}", task.show_task, blocks=("of_task",)),
+    page("/files/broken", task.show_broken),
+    *asked("/tasks/{task}/backfill", backfills.ask_to_backfill, backfills.backfill),
+    *asked("/tasks/{task}/start", tasks.ask_to_start, tasks.start),
+    *asked("/tasks/{task}/pause", tasks.ask_to_pause, tasks.pause),
+    *asked("/tasks/{task}/resume", tasks.ask_to_resume, tasks.resume),
+    *asked("/tasks/{task}/mute", tasks.ask_to_mute, tasks.mute),
+    action("/tasks/{task}/unmute", tasks.unmute),
+    page("/runs", runs.show_runs),
+    *asked("/runs/bulk/retry", partial(bulks.ask, "retry"), bulks.begin),
+    *asked("/runs/bulk/cancel", partial(bulks.ask, "cancel"), bulks.begin),
+    *asked("/runs/bulk/acknowledge", partial(bulks.ask, "acknowledge"), bulks.begin),
+    page("/bulks/{bulk}", bulks.show_bulk, blocks=("bulk",)),
+    page("/runs/{run}", runs.show_run),
+    download("/runs/{run}/log.txt", run_parts.download_log),
+    page("/runs/{run}/attempts/{fence}", run_parts.show_attempt),
+    *asked("/runs/{run}/redrive", run_parts.ask_to_redrive, run_parts.redrive),
+    *asked("/runs/{run}/cancel", run_actions.ask_to_cancel, run_actions.cancel),
+    *asked("/runs/{run}/retry", run_actions.ask_to_retry, run_actions.retry),
+    *asked("/runs/{run}/acknowledge", run_actions.ask_to_acknowledge, run_actions.acknowledge),
+    *asked("/incidents/{incident}/retry", incidents.ask_to_retry, incidents.retry),
+    *asked(
+        "/incidents/{incident}/acknowledge", incidents.ask_to_acknowledge, incidents.acknowledge
+    ),
+    page("/incidents/{incident}", incidents.show_incident),
+    action("/incidents/{incident}/reopen", incidents.reopen),
+    *asked("/slots/leave", left_slots.ask_to_leave, left_slots.leave),
+    action("/slots/reopen", left_slots.reopen),
+    *asked("/backfill", outage_backfills.ask, outage_backfills.begin),
+    page("/search", search.show_search),
+    page("/backups", backups.show_backups),
+    page("/backups/diff", backups.show_differences, "operator"),
+    *asked("/backups/{name}/verify", backups.ask_to_verify, backups.verify),
+    action("/backups/{name}/pin", backups.pin, "admin"),
+    action("/backups/{name}/unpin", backups.unpin, "admin"),
+    download("/backups/{name}/download", backups.download, "admin"),
+    page("/nodes", system.show_nodes, blocks=("pools", "all_nodes")),
+    page("/changes", system.show_changes),
+    live,
+    page("/you", sign_in.show_you),
+    action("/you/tokens", sign_in.make_token, "admin", sign_in.show_you),
+    action("/you/signout", sign_in.sign_out, "viewer"),
+    PageRoute("/signin", sign_in.show_sign_in, methods=["GET"], include_in_schema=False),
+    PageRoute("/signin", sign_in.sign_in, methods=["POST"], include_in_schema=False),
+    PageRoute("/preferences", set_preferences, methods=["POST"], include_in_schema=False),
+    PageRoute("/static/{name}", _static, methods=["GET"], include_in_schema=False),
+]

@@ -1,0 +1,204 @@
+"""The pages about runs: the list with its filters, and one run with its attempts and its log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+
+from batch_system.batch.ledger.states import ACTIVE, RunState
+from batch_system.errors import DatabaseError, Forbidden, UnknownRun
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.operations.asking.results import Quarantined, RunDetails
+from batch_system.operations.bulks.bulk import STATES as BULK_STATES
+from batch_system.operations.bulks.results import BulkAction
+from batch_system.operations.runs import listing, log_window, pace, phases, quarantine, read
+from batch_system.operations.runs.log_window import LogWindow
+from batch_system.pages.charts.waterfall import waterfall
+from batch_system.pages.frame.formatting import day
+from batch_system.pages.frame.forms import ID
+from batch_system.pages.frame.render import render
+from batch_system.pages.frame.shell import LiveViewer, shell_of
+from batch_system.pages.frame.viewer import Viewer
+from batch_system.pages.runs.run_filter import WITHIN, conditions_of, given_in, words_of
+from batch_system.verbs.runs import ShowBlocker, ShowChain
+
+PAGE = 50
+LOG_LINES = 1_000
+MOST_DIGITS = 9
+MOST_ITEMS = 100
+MOST_PARTS = 20
+"""At most this many parts of a run are listed on its page. All of them are in the list of runs."""
+ORIGINS = ("schedule", "manual", "backfill", "planned", "part")
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+NO_LOG = LogWindow(lines=[], numbers=[], older=None, after="0.0", is_end=False, total=0)
+
+
+async def show_runs(request: Request, viewer: Viewer) -> str:
+    """The runs that the query asks for, the newest first."""
+    given = given_in(request.query_params)
+    after = request.query_params.get("after")
+    found = await listing.list_runs(
+        viewer.operations.context, RunFilter.of(**conditions_of(given, viewer)), PAGE, after
+    )
+    return await render(
+        "runs.html",
+        **await shell_of(viewer, "runs", "Runs"),
+        runs=found.runs,
+        awaits=found.awaits,
+        given=given,
+        words=words_of(given, viewer),
+        states=("active", *RunState),
+        origins=ORIGINS,
+        within=[(each, _address(given, within=each, since="", until="")) for each in WITHIN],
+        following=urlencode({**given, "after": found.after}) if found.after else None,
+        is_first=after is None,
+        seconds={run.id: _seconds(run.began_at, run.finished_at, viewer.now) for run in found.runs},
+        bulk=urlencode(given),
+        actions=[
+            action for action in get_args(BulkAction) if _may_change(action, given.get("state"))
+        ],
+    )
+
+
+def _address(given: Mapping[str, str], **other: str) -> str:
+    """The address of the page with the same filter but these conditions; an empty one is left
+    out.
+    """
+    return (
+        f"/runs?{urlencode({name: value for name, value in {**given, **other}.items() if value})}"
+    )
+
+
+def _may_change(action: str, state: str | None) -> bool:
+    """Whether the action changes runs that the list is filtered by."""
+    return (
+        state is None or (state == "active" and action == "cancel") or state in BULK_STATES[action]
+    )
+
+
+async def show_run(request: Request, viewer: Viewer) -> str:
+    """One run. `?level=` and `?text=` leave lines of the log out; `?to=` the number of the last
+    line that is shown.
+    """
+    run = await _run(request.path_params["run"], viewer)
+    waiting = (
+        await viewer.operations(ShowBlocker(run=run.id))
+        if run.state in ACTIVE and run.state != "running"
+        else None
+    )
+    story = await phases.story(viewer.operations.context, run.id)
+    items = await _quarantined(viewer, run.id)
+    return await render(
+        "run.html",
+        **await shell_of(viewer, "runs", f"{run.task} · Run"),
+        run=run,
+        **await _log(request, viewer, run),
+        waiting=waiting,
+        chain=await viewer.operations(ShowChain(run=run.id)),
+        story=story,
+        fall=waterfall(story, viewer.zone),
+        items=items,
+        left=sum(1 for each in items or () if each.redriven_by is None),
+        most_items=MOST_ITEMS,
+        most_parts=MOST_PARTS,
+        is_active=run.state in ACTIVE,
+        seconds=_seconds(run.began_at, run.finished_at, viewer.now),
+        delay=_delay(run),
+        wait=_seconds(run.created_at, run.started_at, viewer.now)
+        if run.started_at is not None
+        else None,
+        pace=await pace.pace(viewer.operations.context, run),
+        share=_share(run.count, run.total),
+        before=_share(run.count_before, run.total),
+        error=run.attempts[-1].error
+        if run.attempts and run.state in ("failed", "retrying")
+        else None,
+    )
+
+
+async def _run(given: str, viewer: Viewer) -> RunDetails:
+    """The run without its log, which is read separately. Raises UnknownRun, which says whether the
+    run was probably deleted.
+    """
+    try:
+        return await read.show(viewer.operations.context, given, 0)
+    except UnknownRun:
+        if ID.fullmatch(given) is None:
+            raise
+    days = viewer.operations.context.settings.KEEP_RUNS_DAYS
+    words = f"there is no run with the id {given}"
+    # An id of version 7 begins with the time of its making.
+    made = int(given[:8] + given[9:13], 16) / 1_000
+    if given[14] == "7" and 0 < made < (viewer.now - timedelta(days=days)).timestamp():
+        at = day(datetime.fromtimestamp(made, UTC), viewer.zone, viewer.now)
+        words += f": it was made on {at}, and runs that have ended are deleted after {days} days"
+    raise UnknownRun(words)
+
+
+async def _log(request: Request, viewer: Viewer, run: RunDetails) -> dict[str, Any]:
+    """The lines of the log that are shown, and the filter."""
+    if isinstance(viewer, LiveViewer):  # its lines come with the stream
+        return {
+            "log": NO_LOG,
+            "log_words": "",
+            "older": None,
+            "newest": "",
+            "level": "",
+            "levels": LEVELS,
+            "text": "",
+        }
+    level = request.query_params.get("level", "DEBUG")
+    text = request.query_params.get("text", "").strip()[:200]
+    level = level if level in LEVELS else "DEBUG"
+    given = request.query_params.get("to", "")
+    to = int(given) if given.isdecimal() and len(given) <= MOST_DIGITS else None
+    words = ""
+    try:
+        log = await log_window.window(
+            viewer.operations.context, run.id, to, LOG_LINES, level, text or None
+        )
+    except Forbidden as refused:
+        log, words = NO_LOG, refused.message
+    kept = {
+        name: value
+        for name, value in (("level", level if level != "DEBUG" else ""), ("text", text))
+        if value
+    }
+    older = urlencode({**kept, "to": log.older}) if log.older else None
+    shown = {"log": log, "log_words": words, "older": older, "newest": urlencode(kept)}
+    return {**shown, "level": level, "levels": LEVELS, "text": text}
+
+
+async def _quarantined(viewer: Viewer, run: str) -> Sequence[Quarantined] | None:
+    """The items that the run has set aside; None if the database of the application can't be
+    read.
+    """
+    try:
+        return await quarantine.list_items(viewer.operations.context, run, MOST_ITEMS + 1)
+    except DatabaseError:
+        return None
+
+
+def _share(count: int | None, total: int | None) -> float | None:
+    """A part of the total, 1.0 at most; None if it is not known. An author may have counted
+    wrongly.
+    """
+    return min(1.0, count / total) if count is not None and total else None
+
+
+def _seconds(begin: datetime | None, end: datetime | None, now: datetime) -> float | None:
+    return ((end or now) - begin).total_seconds() if begin is not None else None
+
+
+def _delay(run: RunDetails) -> float | None:
+    """How long after its slot the run began; None if that is not known, or if it was caught up on
+    purpose.
+    """
+    if run.slot is None or run.started_at is None or run.origin != "schedule":
+        return None
+    late = run.started_at - run.slot
+    return late.total_seconds() if late >= timedelta() else None

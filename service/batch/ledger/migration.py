@@ -1,7 +1,0 @@
-"""The history of the ledger: where its migrations are, and its version table."""
-
-from pathlib import Path
-
-from service.database.migrate import History
-
-LEDGER_HISTORY = History(Path(__file__).parent / "migrations", "batch_alembic_version")
