@@ -23,6 +23,7 @@ from batch_system.cli import (
     account,
     backup,
     bulk,
+    demo,
     diff,
     incidents,
     items,
@@ -99,6 +100,7 @@ ALERTS: dict[str, dict[str, Any]] = {
 PANELS: dict[str, dict[str, Any]] = {
     "Service": {
         "serve": serve.serve,
+        "demo": demo.demo,
         "work": work.work,
         "night": night.night,
         "status": status.status,
