@@ -52,7 +52,7 @@ from batch_system.errors import BatchError
 try:
     from typer.exceptions import TyperException
 except ImportError:  # typer before 0.26 raises the exceptions of click
-    from click import ClickException as TyperException
+    from click import ClickException as TyperException  # type: ignore[assignment]
 
 LONGEST_MESSAGE = 4_000
 """The largest number of characters of an error that is printed on stderr."""
