@@ -4,14 +4,20 @@ somewhere, and nothing that a browser would load from elsewhere.
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from batch_system import errors
+from batch_system.config import Settings
+from tests.docs.test_docs import commands, options
 from tests.docs_blocks import ROOT, pages
 
 FOREIGN = re.compile(
@@ -65,3 +71,24 @@ def test_a_link_that_leads_nowhere_ends_the_build(tmp_path: Path, link: str) -> 
         page.write(f"\n{link}\n")
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0 and link.split("(")[1].rstrip(")") in done.stderr
+
+
+def test_the_reference_has_each_command_option_resource_setting_and_error(site: Path) -> None:
+    made = {path.stem: path.read_text() for path in (site / "reference").glob("*.html")}
+    missing = [
+        *(name for name in commands() if f'id="batch-{name}"' not in made["commands"]),
+        *(name for _, name in options() if f"<code>{name}</code>" not in made["commands"]),
+        *(name for name in Settings.model_fields if f"<code>{name}</code>" not in made["settings"]),
+        *(name for name, _ in errors_of_the_package() if f">{name}<" not in made["errors"]),
+        *(path for path in document()["paths"] if path not in made["api"]),
+    ]
+    assert sorted(made) == ["api", "commands", "errors", "settings"] and missing == []
+
+
+def errors_of_the_package() -> list[tuple[str, type[BaseException]]]:
+    found = inspect.getmembers(errors, inspect.isclass)
+    return [(name, error) for name, error in found if issubclass(error, BaseException)]
+
+
+def document() -> dict[str, Any]:
+    return json.loads((ROOT / "tests/stored/openapi.json").read_text())
