@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -43,5 +45,7 @@ def demo(
     except ModuleNotFoundError as error:
         raise missing("`batch demo`", error) from None
     console.say("Making a fortnight that ends in a bad night …")
+    # Otherwise the server ends the process by the signal, and the folder would stay.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="batch-demo-") as temporary:
         serving.show((folder or Path(temporary)).resolve(), port)

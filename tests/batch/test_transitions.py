@@ -356,8 +356,10 @@ def other_doors(modules: list[Module]) -> list[str]:
 
 
 def test_no_other_module_sets_the_state_of_a_run() -> None:
+    """The demonstration alone writes runs that have ended, because they are made up."""
     modules = [*modules_in(ROOT / "batch_system"), *modules_in(ROOT / "tasks")]
-    assert other_doors([module for module in modules if ".migrations." not in module.name]) == []
+    modules = [each for each in modules if not re.search(r"\.migrations\.|\.demo\.", each.name)]
+    assert other_doors(modules) == []
 
 
 def test_the_check_finds_every_statement_of_transitions_py() -> None:

@@ -119,7 +119,7 @@ def test_a_revision_that_can_not_be_migrated_to_is_refused(batch: Batch) -> None
 
 
 def test_the_version_is_ours_and_if_known_that_of_the_application(batch: Batch) -> None:
-    ours = f"batch {version('batch-system')}\n"
+    ours = f"batch {version('batch-system-core')}\n"
     assert re.fullmatch(
         rf"{re.escape(ours)}application tasks [0-9a-f]{{12}}\n", batch("--version").out
     )

@@ -603,7 +603,7 @@ def test_the_help_of_a_command_fits_80_columns_and_shows_its_examples(
     assert first.strip()[0].isupper()
 
 
-@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"serve", "work"}))
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"serve", "demo", "work"}))
 def test_each_command_has_json_as_a_plain_flag(helps: dict[str, str], name: str) -> None:
     assert re.search(r"^  --json +[A-Z]", helps[name], re.MULTILINE) and "<bool>" not in helps[name]
 
