@@ -118,6 +118,7 @@ $(RUNTIME): .venv/bin/python requirements.lock pyproject.toml
 $(DEV): .venv/bin/python requirements-dev.lock pyproject.toml
 	$(call install_from,requirements-dev.lock)
 	@.venv/bin/python -m tests.web.browsers
+	@.venv/bin/python -m tests.pgbouncer
 	@touch $(RUNTIME) $@
 
 $(FLOORS): $(DEV) requirements-floors.lock

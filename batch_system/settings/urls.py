@@ -17,6 +17,10 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from batch_system.errors import InvalidSetting
 
 FILE = "file://"
+WITHOUT_POOLER = (
+    "backups and restores need a connection without a pooler; set BACKUP_DATABASE_URL to the "
+    "address of the server itself"
+)
 DRIVERS = {
     "postgres": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",
@@ -55,6 +59,36 @@ def _refuse_driver(url: URL) -> None:
         raise ValueError(
             f"the driver of {url.drivername}:// is not async; allowed: postgresql:// or sqlite://"
         )
+
+
+def refuse_without_pooler(database_url: str, ledger_url: str | None) -> None:
+    """Raises ValueError if no URL is one that BATCH_DATABASE_POOLER is for, or if one of them has
+    options for the session.
+    """
+    urls = {
+        "DATABASE_URL": make_url(database_url),
+        "LEDGER_URL": make_url(ledger_url or "sqlite://"),
+    }
+    servers = {name: url for name, url in urls.items() if url.get_backend_name() == "postgresql"}
+    if not servers:
+        raise ValueError(
+            "BATCH_DATABASE_POOLER is for PostgreSQL, and neither DATABASE_URL nor LEDGER_URL is "
+            "postgresql://: leave it empty"
+        )
+    for name, url in servers.items():
+        if "options" in url.query:
+            raise ValueError(
+                f"{name} has `options`, which a pooler in transaction mode does not keep for its "
+                "clients: leave them out, and set them for the role, as in "
+                "ALTER ROLE app SET search_path = shop"
+            )
+
+
+def with_login_of(url: str, other: str) -> str:
+    """The URL `other` with the user and the password of `url`."""
+    login = make_url(url)
+    whole = make_url(other).set(username=login.username, password=login.password)
+    return whole.render_as_string(hide_password=False)
 
 
 def ledger_database_url(url: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,25 @@ def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PORT", "x")
     monkeypatch.setenv("MAX_RUNNING", "y")
     assert "setting PORT" in refusal() and "setting MAX_RUNNING" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"BATCH_DATABASE_POOLER": "session"}, "setting BATCH_DATABASE_POOLER: .*'transaction'"),
+        ({}, "BATCH_DATABASE_POOLER is for PostgreSQL, .*: leave it empty"),
+        (
+            {"LEDGER_URL": "postgresql://u:sekret@h/d?options=-csearch_path%3Dshop"},
+            "LEDGER_URL has `options`, .*: leave them out, and set them for the role",
+        ),
+    ],
+)
+def test_a_pooler_that_fits_no_url_is_refused(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], sentence: str
+) -> None:
+    for name, value in {"BATCH_DATABASE_POOLER": "transaction", **settings}.items():
+        monkeypatch.setenv(name, value)
+    assert re.search(sentence, refusal()) and "sekret" not in refusal()
 
 
 @pytest.mark.parametrize(
