@@ -28,7 +28,7 @@ from batch_system.settings.urls import (
     LedgerUrl,
     PlaceUrl,
     refuse_one_place,
-    refuse_without_pooler,
+    refuse_session_options,
     with_login_of,
 )
 
@@ -245,7 +245,7 @@ class Settings(AccessSettings, AlertSettings):
     @model_validator(mode="after")
     def _check_pooler(self) -> Self:
         if self.BATCH_DATABASE_POOLER is not None:
-            refuse_without_pooler(self.DATABASE_URL, self.LEDGER_URL)
+            refuse_session_options(DATABASE_URL=self.DATABASE_URL, LEDGER_URL=self.LEDGER_URL)
         return self
 
     @model_validator(mode="after")

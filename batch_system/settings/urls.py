@@ -61,22 +61,12 @@ def _refuse_driver(url: URL) -> None:
         )
 
 
-def refuse_without_pooler(database_url: str, ledger_url: str | None) -> None:
-    """Raises ValueError if no URL is one that BATCH_DATABASE_POOLER is for, or if one of them has
-    options for the session.
+def refuse_session_options(**urls: str | None) -> None:
+    """Raises ValueError if one of these URLs, by the names of their settings, has options for the
+    session.
     """
-    urls = {
-        "DATABASE_URL": make_url(database_url),
-        "LEDGER_URL": make_url(ledger_url or "sqlite://"),
-    }
-    servers = {name: url for name, url in urls.items() if url.get_backend_name() == "postgresql"}
-    if not servers:
-        raise ValueError(
-            "BATCH_DATABASE_POOLER is for PostgreSQL, and neither DATABASE_URL nor LEDGER_URL is "
-            "postgresql://: leave it empty"
-        )
-    for name, url in servers.items():
-        if "options" in url.query:
+    for name, url in urls.items():
+        if url is not None and "options" in make_url(url).query:
             raise ValueError(
                 f"{name} has `options`, which a pooler in transaction mode does not keep for its "
                 "clients: leave them out, and set them for the role, as in "
