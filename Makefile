@@ -6,8 +6,9 @@ UV ?= $(shell command -v uv 2>/dev/null)
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 FLOORS := .venv-floors/.floors
-COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-header --no-annotate --group build pyproject.toml $(UPGRADE)
+LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate pyproject.toml $(UPGRADE)
+COMPILE = $(LOCK) --group build
 
 ifneq ($(UV),)
 VENV = $(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
@@ -103,6 +104,8 @@ lock: ## write the lock files; UPGRADE=--upgrade takes the newest
 	@[ -n "$(UV)" ] || { echo "make lock needs uv: install it, or give its place (make lock UV=path/to/uv)." >&2; exit 1; }
 	$(COMPILE) --extra web --extra alerts -o requirements.lock
 	$(COMPILE) --all-extras --group dev -c requirements.lock -o requirements-dev.lock
+	# For the image, which installs wheels that are built already.
+	$(LOCK) --all-extras -c requirements-dev.lock -o requirements-image.lock
 	# The lowest direct versions of what is installed with the package, and the newest tools beside them.
 	$(COMPILE) --all-extras --resolution lowest-direct -o requirements-floors.lock
 	@mv requirements-floors.lock .floors.txt
@@ -121,6 +124,7 @@ $(RUNTIME): .venv/bin/python requirements.lock pyproject.toml
 $(DEV): .venv/bin/python requirements-dev.lock pyproject.toml
 	$(call install_from,requirements-dev.lock)
 	@.venv/bin/python -m tests.web.browsers
+	@.venv/bin/python -m tests.pgbouncer
 	@touch $(RUNTIME) $@
 
 $(FLOORS): $(DEV) requirements-floors.lock

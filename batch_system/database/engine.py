@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from batch_system import clock
 from batch_system.concurrency import limits
 from batch_system.database import forks, lock_holder, sqlite_connections, troubles
 from batch_system.database.changes import TrackedSession
+from batch_system.database.pooler import PROOF, Pooler, refusal
 from batch_system.database.urls import split_options
 from batch_system.database.writers import WriterGuard
 from batch_system.errors import DatabaseBusy, DatabaseDamaged, DatabaseUnreachable
@@ -48,13 +49,18 @@ ends.
 BRIEF_WAITS = {
     "lock_timeout": f"{LOCK_SECONDS}s",
     "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
+}
+"""Settings of PostgreSQL that limit waits for locks, and end the transaction of a silent
+client.
+"""
+KEEPALIVES = {
     # The same as postgresql_connections.TCP_OPTIONS, at the other end of the connection.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "25000",
 }
-"""Settings of PostgreSQL that limit waits for locks, and end the locks of a client that is gone."""
+"""Settings of PostgreSQL that end the connection of a client whose machine is gone."""
 
 PLAN_ONCE = "SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off"
 """With these, PostgreSQL plans a statement once for a connection, and only by indexes, whatever the
@@ -79,7 +85,8 @@ class Database:
     is for a few statements that are sent often, and take longer to plan than to execute.
     `waits_briefly`: PostgreSQL ends a wait for a lock after two seconds, and the transaction of a
     client that is silent for half a minute or whose machine is gone; this is for the ledger, where
-    nothing takes longer. Raises DatabaseUnreachable if the driver is not installed.
+    nothing takes longer. `pooler`: the mode of the pooler before PostgreSQL, if there is one.
+    Raises DatabaseUnreachable if the driver is not installed.
     """
 
     def __init__(
@@ -93,10 +100,12 @@ class Database:
         shows_values: bool = False,
         plans_once: bool = False,
         waits_briefly: bool = False,
+        pooler: Pooler | None = None,
     ) -> None:
         self.url: URL = make_url(url)
         self.setting = setting
         self.kind = self.url.get_backend_name()
+        self.pooler = pooler if self.kind == "postgresql" else None
         self.guard = WriterGuard()
         self.on_damage: Callable[[str], None] = lambda _: None
         """Called with the cause whenever SQLite finds that the file is damaged."""
@@ -137,9 +146,8 @@ class Database:
             )
             event.listen(self.reader.sync_engine, "begin", lambda c: c.exec_driver_sql("BEGIN"))
         else:
-            waiting = BRIEF_WAITS if waits_briefly else {}
             self.engine = _server_engine(
-                self.url, pool_size, pooled, client, plans_once, waiting, options
+                self.url, pool_size, pooled, client, plans_once, waits_briefly, self.pooler, options
             )
             self.reader = self.engine.execution_options(postgresql_readonly=True)
         where = f"{self.safe_url} ({self.setting})"
@@ -211,11 +219,13 @@ class Database:
 
     async def check(self) -> None:
         """Connect once. Raises DatabaseUnreachable with the cause and the name of the setting,
-        without a password.
+        without a password; also if a pooler drops settings without which polls take seconds.
         """
+        is_server = self.url.drivername == "postgresql+asyncpg"
         try:
             async with self.reader.connect() as connection:
-                await connection.execute(text("SELECT 1"))
+                row = (await connection.execute(PROOF if is_server else text("SELECT 1"))).one()
+                driver: Any = (await connection.get_raw_connection()).driver_connection
         except (
             DBAPIError,
             OSError,
@@ -223,6 +233,10 @@ class Database:
             TypeError,
         ) as error:  # TypeError: the driver lacks an option of the URL
             raise self.unreachable(error) from None
+        if is_server and (reason := refusal(row, self.pooler, driver.get_server_pid())):
+            raise DatabaseUnreachable(
+                f"the database {self.safe_url} ({self.setting}) can't be used: {reason}."
+            )
 
     async def answer(self) -> None:
         """Execute a query, and on SQLite also take the write lock, unless a session of this process
@@ -314,7 +328,8 @@ def _server_engine(
     pooled: bool,
     client: str,
     plans_once: bool,
-    waiting: Mapping[str, str],
+    waits_briefly: bool,
+    pooler: Pooler | None,
     given: dict[str, Any],
 ) -> AsyncEngine:
     options: dict[str, Any] = {"poolclass": NullPool}
@@ -324,23 +339,28 @@ def _server_engine(
         # Generic plans live long, and became quadratic on tables that had just been emptied. Custom
         # plans did not.
         url, given_settings = split_options(url)
-        settings = {
-            **waiting,
-            **given_settings,
-            "application_name": client[:63],
-            "timezone": "UTC",
-            "plan_cache_mode": "force_custom_plan",
-            # Compiling took a hundred times as long as the query for waiting runs, which it should
-            # speed up.
-            "jit": "off",
-        }
+        # Compiling took a hundred times as long as the query for waiting runs, which it should
+        # speed up.
+        of_transactions = {"plan_cache_mode": "force_custom_plan", "jit": "off"}
+        if waits_briefly:
+            of_transactions |= BRIEF_WAITS
+        settings = {"application_name": client[:63], "timezone": "UTC"}
+        if pooler is None:
+            settings |= of_transactions | given_settings | (KEEPALIVES if waits_briefly else {})
         # asyncpg need not be installed where only SQLite is used.
         from batch_system.database import postgresql_connections
 
         connecting = {"connection_class": postgresql_connections.Connection, "timeout": 10}
         options["connect_args"] = {"server_settings": settings, **connecting}
+        options["execution_options"] = {"behind_pooler": pooler is not None}
     engine = create_async_engine(url, **options, **given)
     if url.drivername == "postgresql+asyncpg":
+        if pooler is not None:
+            event.listen(
+                engine.sync_engine,
+                "connect",
+                lambda c, _: c.driver_connection.use_pooler(of_transactions),
+            )
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
         event.listen(engine.sync_engine, "connect", forks.remember)
         if plans_once:

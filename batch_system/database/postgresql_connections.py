@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
+
+from batch_system.database import pooler
 
 TCP_OPTIONS = {
     "TCP_KEEPIDLE": 10,  # seconds of silence after which the kernel checks,
@@ -36,6 +39,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
     """
 
     first_statement: str | None = None
+    _with_begin = ""
+    _server_caps: Any
 
     def __init__(self, protocol: Any, transport: asyncio.Transport, *args: Any) -> None:
         super().__init__(protocol, transport, *args)
@@ -43,10 +48,19 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         # asyncpg's Transaction begins it without arguments.
-        if self.first_statement is not None and query.startswith("BEGIN") and not args:
-            query = f"{query} {self.first_statement};"
+        if query.startswith("BEGIN") and not args:
+            first_statement = self.first_statement and f"{self.first_statement};"
+            query = " ".join(filter(None, (query, self._with_begin, first_statement)))
         status: str = await super().execute(query, *args, timeout=timeout)
         return status
+
+    def use_pooler(self, settings: Mapping[str, str]) -> None:
+        """From now on begin each transaction with these settings, and change none for the session,
+        which other clients of the pooler use too.
+        """
+        self._with_begin = pooler.with_begin(settings)
+        # asyncpg would turn jit off for the session while it looks at a type that it does not know.
+        self._server_caps = self._server_caps._replace(jit=False)
 
 
 def _ask_now_and_then(ours: Any) -> None:

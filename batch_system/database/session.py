@@ -77,6 +77,7 @@ def application_database() -> Database:
             setting="DATABASE_URL",
             pooled=False,
             shows_values=get_settings().BATCH_SHOW_SQL_PARAMETERS,
+            pooler=get_settings().BATCH_DATABASE_POOLER,
         )
         track(database.engine.sync_engine)
         if origin.prepare is not None:

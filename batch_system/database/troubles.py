@@ -16,12 +16,17 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from batch_system import failures
+from batch_system.database import pooler
 from batch_system.errors import BatchError, DatabaseBusy
 
 SERIALIZATION_FAILURE = "40001"
 DISK_FULL = "53100"
 READ_ONLY = "25006"
 LOCKED = "55P03"
+OF_POOLERS = {"08003", "08P01", "26000", "42P05"}
+"""SQLSTATEs of a lost connection, of what the protocol does not allow, and of prepared statements
+that are not there, or are there already.
+"""
 CONFLICTS = {SERIALIZATION_FAILURE, "40P01", "55P03"}
 """SQLSTATEs of a serialization failure, a deadlock, and a lock that was not available."""
 UNREACHABLE = {"08", "53", "57"}
@@ -137,7 +142,7 @@ def is_damage(error: BaseException | None) -> bool:
 
 def advice_on(error: BaseException | None) -> str | None:
     """The meaning of the error and advice, if its text lacks them: a full disk, a damaged file, a
-    lock, a read-only server. None for any other error.
+    lock, a read-only server, a pooler. None for any other error.
     """
     error = getattr(error, "orig", None) or error
     if is_damage(error):
@@ -149,7 +154,7 @@ def advice_on(error: BaseException | None) -> str | None:
     if sqlstate_of(error) == LOCKED:
         return "another transaction holds a lock"
     if not isinstance(error, sqlite3.Error):
-        return None
+        return pooler.advice_on(str(error)) if sqlstate_of(error) in OF_POOLERS else None
     code = getattr(error, "sqlite_errorcode", 0) & PRIMARY
     if code == sqlite3.SQLITE_FULL:
         return "its disk is full; make room there"

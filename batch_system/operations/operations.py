@@ -98,9 +98,14 @@ async def open_operations(
         pooled=False,
         shows_values=shows,
         waits_briefly=True,
+        pooler=settings.BATCH_DATABASE_POOLER,
     )
     application = Database(
-        settings.DATABASE_URL, setting="DATABASE_URL", pooled=False, shows_values=shows
+        settings.DATABASE_URL,
+        setting="DATABASE_URL",
+        pooled=False,
+        shows_values=shows,
+        pooler=settings.BATCH_DATABASE_POOLER,
     )
     async with AsyncExitStack() as stack:  # disposes of both, even if one is cancelled
         for database in (ledger, application):

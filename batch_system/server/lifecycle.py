@@ -142,6 +142,7 @@ class SignOff:
             pooled=False,
             client=f"batch/{self._node.id}",
             waits_briefly=True,
+            pooler=self._settings.BATCH_DATABASE_POOLER,
         )
         return await _write_if_reachable(ledger, write)
 

@@ -107,6 +107,7 @@ class BatchService:
             setting=settings.ledger_setting,
             metrics=self.metrics,
             capacity=settings.MAX_RUNNING,
+            pooler=settings.BATCH_DATABASE_POOLER,
         )
         self.tickets = Tickets() if self.roles.on_tickets else None
         self.stopping = asyncio.Event()

@@ -17,11 +17,20 @@ from pydantic_settings import (
 )
 from sqlalchemy.engine import make_url
 
+from batch_system.errors import BackupError
 from batch_system.settings.access import AccessSettings
 from batch_system.settings.alerts import AlertSettings, alert_urls
 from batch_system.settings.pools import Pool, pools_of
 from batch_system.settings.project_file import PROJECT_FILE, project_settings
-from batch_system.settings.urls import DatabaseUrl, LedgerUrl, PlaceUrl, refuse_one_place
+from batch_system.settings.urls import (
+    WITHOUT_POOLER,
+    DatabaseUrl,
+    LedgerUrl,
+    PlaceUrl,
+    refuse_one_place,
+    refuse_session_options,
+    with_login_of,
+)
 
 ENV_FILE = Path(".env")
 DAY = 86_400.0
@@ -67,6 +76,11 @@ class Settings(AccessSettings, AlertSettings):
     )
     DATABASE_POOL_SIZE: int = Field(
         20, ge=1, description="PostgreSQL connections for the application per process."
+    )
+    BATCH_DATABASE_POOLER: Literal["transaction"] | None = Field(
+        None,
+        description="Mode of the pooler before PostgreSQL, such as PgBouncer. Empty: none, or one "
+        "in session mode.",
     )
 
     BATCH_MIGRATIONS: Path | None = Field(
@@ -229,6 +243,12 @@ class Settings(AccessSettings, AlertSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_pooler(self) -> Self:
+        if self.BATCH_DATABASE_POOLER is not None:
+            refuse_session_options(DATABASE_URL=self.DATABASE_URL, LEDGER_URL=self.LEDGER_URL)
+        return self
+
+    @model_validator(mode="after")
     def _check_loop_block(self) -> Self:
         if 0 < self.MAX_LOOP_BLOCK < SHORTEST_BLOCK:
             raise ValueError(
@@ -296,9 +316,24 @@ class Settings(AccessSettings, AlertSettings):
 
     @property
     def backup_database(self) -> tuple[str, str]:
-        """The database to back up and restore: the name of its setting, and its URL."""
-        given = self.BACKUP_DATABASE_URL
-        return ("BACKUP_DATABASE_URL", given) if given else ("DATABASE_URL", self.DATABASE_URL)
+        """The database to back up and restore: the name of its setting, and its URL. Raises
+        BackupError if that is the address of a pooler.
+        """
+        if self.BACKUP_DATABASE_URL:
+            return "BACKUP_DATABASE_URL", self.BACKUP_DATABASE_URL
+        is_server = make_url(self.DATABASE_URL).get_backend_name() == "postgresql"
+        if self.BATCH_DATABASE_POOLER is not None and is_server:
+            raise BackupError(f"{WITHOUT_POOLER} (BATCH_DATABASE_POOLER is set)")
+        return "DATABASE_URL", self.DATABASE_URL
+
+    @property
+    def owner_url(self) -> str:
+        """The URL of the database for the role that has to own new tables, which is that of
+        DATABASE_URL.
+        """
+        if self.BATCH_DATABASE_POOLER is None or not self.BACKUP_DATABASE_URL:
+            return self.DATABASE_URL
+        return with_login_of(self.DATABASE_URL, self.BACKUP_DATABASE_URL)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Hide values that may be secret, because a repr appears in logs and in the output of

@@ -17,6 +17,10 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from batch_system.errors import InvalidSetting
 
 FILE = "file://"
+WITHOUT_POOLER = (
+    "backups and restores need a connection without a pooler; set BACKUP_DATABASE_URL to the "
+    "address of the server itself"
+)
 DRIVERS = {
     "postgres": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",
@@ -55,6 +59,26 @@ def _refuse_driver(url: URL) -> None:
         raise ValueError(
             f"the driver of {url.drivername}:// is not async; allowed: postgresql:// or sqlite://"
         )
+
+
+def refuse_session_options(**urls: str | None) -> None:
+    """Raises ValueError if one of these URLs, by the names of their settings, has options for the
+    session.
+    """
+    for name, url in urls.items():
+        if url is not None and "options" in make_url(url).query:
+            raise ValueError(
+                f"{name} has `options`, which a pooler in transaction mode does not keep for its "
+                "clients: leave them out, and set them for the role, as in "
+                "ALTER ROLE app SET search_path = shop"
+            )
+
+
+def with_login_of(url: str, other: str) -> str:
+    """The URL `other` with the user and the password of `url`."""
+    login = make_url(url)
+    whole = make_url(other).set(username=login.username, password=login.password)
+    return whole.render_as_string(hide_password=False)
 
 
 def ledger_database_url(url: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,31 @@ def test_all_wrong_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PORT", "x")
     monkeypatch.setenv("MAX_RUNNING", "y")
     assert "setting PORT" in refusal() and "setting MAX_RUNNING" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"BATCH_DATABASE_POOLER": "session"}, "setting BATCH_DATABASE_POOLER: .*'transaction'"),
+        (
+            {"LEDGER_URL": "postgresql://u:sekret@h/d?options=-csearch_path%3Dshop"},
+            "LEDGER_URL has `options`, .*: leave them out, and set them for the role",
+        ),
+    ],
+)
+def test_a_pooler_of_another_mode_and_options_that_it_drops_are_refused(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], sentence: str
+) -> None:
+    for name, value in {"BATCH_DATABASE_POOLER": "transaction", **settings}.items():
+        monkeypatch.setenv(name, value)
+    assert re.search(sentence, refusal()) and "sekret" not in refusal()
+
+
+def test_a_pooler_concerns_no_database_of_sqlite() -> None:
+    """Such as that of an author's test, beside the `.env` of the service."""
+    write("BATCH_DATABASE_POOLER=transaction\n")
+    settings = get_settings()
+    assert settings.backup_database == ("DATABASE_URL", settings.DATABASE_URL)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from batch_system.backup.postgresql import relations
 from batch_system.backup.postgresql.relations import Contents, SourceRelation
 from batch_system.database.postgresql_connections import Connection
 from batch_system.errors import BackupError
+from batch_system.settings.urls import WITHOUT_POOLER
 
 TRIES = 5
 LOCK_SECONDS = 60
@@ -70,7 +71,12 @@ async def connected(
         raise BackupError(
             f"{setting} has an option that the driver does not accept: {error}"
         ) from error
+    except asyncpg.ProtocolViolationError as error:
+        if "unsupported startup parameter" in str(error):
+            raise BackupError(f"{WITHOUT_POOLER} ({setting}: {error})") from error
+        raise
     try:
+        await _refuse_pooler(connection)
         await connection.fetch(NO_TIME_LIMIT)
         yield connection
         # All work has been done.
@@ -78,6 +84,16 @@ async def connected(
             await connection.close(timeout=CLOSE_SECONDS)
     finally:
         connection.terminate()
+
+
+async def _refuse_pooler(connection: Any) -> None:
+    """Raises BackupError if another program answers for the server, because settings of the session
+    would then be those of other clients. A pooler makes up the process id that it tells a client.
+    """
+    async with connection.transaction():  # so that the statement is not divided among sessions
+        process = await connection.fetchval("SELECT pg_catalog.pg_backend_pid()")
+    if process != connection.get_server_pid():
+        raise BackupError(WITHOUT_POOLER)
 
 
 async def take(connection: Any, selection: Selection) -> Contents:

@@ -166,14 +166,18 @@ async def end_connections(
 
     It ends only connections of this connection's own role, and not this connection itself.
     `older_than`: only those that were opened more than this many seconds ago. `wait`: how many
-    seconds the end of one may take. On SQLite it does nothing.
+    seconds the end of one may take. On SQLite it does nothing. Behind a pooler a connection is a
+    node's only for a transaction, so it counts from the beginning of that.
     """
     names = sorted(node_ids)
     if not names or connection.dialect.name != "postgresql":
         return
     is_theirs = "usename = current_user AND split_part(application_name, '/', 2) = ANY(:nodes)"
     is_of_service = "split_part(application_name, '/', 1) = 'batch' AND pid <> pg_backend_pid()"
-    is_older = "backend_start <= clock_timestamp() - make_interval(secs => :seconds)"
+    assert connection.sync_connection is not None
+    options = connection.sync_connection.get_execution_options()
+    since = "xact_start" if options.get("behind_pooler") else "backend_start"
+    is_older = f"{since} <= clock_timestamp() - make_interval(secs => :seconds)"
     conditions = f"{is_theirs} AND {is_of_service} AND {is_older}"
     ended = f"SELECT pg_terminate_backend(pid, :wait) FROM pg_stat_activity WHERE {conditions}"
     values = {"nodes": names, "seconds": max(0.0, older_than), "wait": int(wait * 1_000)}

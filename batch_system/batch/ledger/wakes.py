@@ -34,6 +34,12 @@ MOST_CHARACTERS = 4_000
 out are polled.
 """
 
+ONLY_BY_POLLS = (
+    "this node finds what other processes queue, cancel or change by its polls only, up to "
+    "POLL_SECONDS later"
+)
+"""What is said where no notification arrives."""
+
 _NAMES = json_rows.source([tasks_table.c.name], "postgresql")
 # Nothing is added to a notification queue that is half full because some session of the server does
 # not read it: a full queue would make commits fail.

@@ -26,7 +26,7 @@ from batch_system.batch.context.lease import MARGIN, Lease, Observer
 from batch_system.batch.ledger import database_time, nodes
 from batch_system.batch.ledger.nodes import NodeStatus
 from batch_system.batch.ledger.people import node_events
-from batch_system.batch.ledger.wakes import Wake
+from batch_system.batch.ledger.wakes import ONLY_BY_POLLS, Wake
 from batch_system.batch.nodes import ledger_poll, process_lock
 from batch_system.batch.nodes.file_watch import FileWatch
 from batch_system.batch.nodes.harm import LostLease
@@ -36,7 +36,7 @@ from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.nodes.roles import SERVICE, Roles
 from batch_system.concurrency.background import Turn
 from batch_system.concurrency.limits import limited
-from batch_system.database import lock_holder, troubles
+from batch_system.database import lock_holder, pooler, troubles
 from batch_system.database.engine import Database, plan_anew
 from batch_system.database.open_file import OpenFile
 from batch_system.errors import DatabaseError
@@ -114,6 +114,7 @@ class Heartbeat:
         outage: Outage | None = None,
         setting: str = "LEDGER_URL",
         metrics: ProcessMetrics | None = None,
+        pooler_mode: pooler.Pooler | None = None,
     ) -> None:
         """`poll_seconds`: how often it reports that runs can start. It reports other changes at
         least once a second.
@@ -125,6 +126,7 @@ class Heartbeat:
         self._metrics = metrics or ProcessMetrics()
         self._url = url
         self._setting = setting
+        self._pooler = pooler_mode
         self._outage = outage or Outage()
         self._folder = process_lock.folder_of(url)
         self._node = node
@@ -236,6 +238,7 @@ class Heartbeat:
             client=client,
             plans_once=True,
             waits_briefly=True,
+            pooler=self._pooler,
         )
         database.on_damage = self.on_damage
         wakes = Wakes(database, self._node, self._on_wake)
@@ -529,6 +532,11 @@ class Wakes:
         self._source: FileWatch | Listener | None = None
         if database.kind == "sqlite":
             self._source = FileWatch(database, self._hear)
+        elif database.pooler is not None:
+            logger.info(
+                f"{database.safe_url} ({database.setting}) is behind a pooler "
+                f"({pooler.SETTING}): {ONLY_BY_POLLS}"
+            )
         elif database.url.drivername == "postgresql+asyncpg":
             from batch_system.batch.nodes.listener import (
                 Listener,  # it needs the driver of PostgreSQL

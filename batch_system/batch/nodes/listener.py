@@ -13,9 +13,10 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
-from batch_system.batch.ledger.wakes import CHANNEL_SQL, Wake
+from batch_system.batch.ledger.wakes import CHANNEL_SQL, ONLY_BY_POLLS, Wake
 from batch_system.concurrency.background import is_set_within
 from batch_system.concurrency.limits import limited
+from batch_system.database import pooler
 from batch_system.database.engine import Database
 from batch_system.logs import get_logger
 
@@ -104,7 +105,8 @@ class Listener:
         # A use of the connection delays the notification.
         if not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use():
             self._warn(
-                "passes no notifications on, like a pooler such as PgBouncer in transaction mode"
+                "passes no notifications on, like a pooler such as PgBouncer in transaction mode "
+                f"(set {pooler.SETTING}=transaction if it is one)"
             )
 
     def _is_in_use(self) -> bool:
@@ -114,7 +116,5 @@ class Listener:
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                f"{self._database.safe_url} ({self._database.setting}) {trouble}: this node finds "
-                "what other processes queue, cancel or change by its polls only, up to "
-                "POLL_SECONDS later"
+                f"{self._database.safe_url} ({self._database.setting}) {trouble}: {ONLY_BY_POLLS}"
             )

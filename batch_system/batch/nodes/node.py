@@ -28,6 +28,7 @@ from batch_system.batch.nodes.roles import SERVICE, Roles
 from batch_system.concurrency.offload import offload
 from batch_system.concurrency.supervisor import Supervisor
 from batch_system.database.open_file import OpenFile
+from batch_system.database.pooler import Pooler
 from batch_system.escaping import line
 from batch_system.metrics.process import ProcessMetrics
 from batch_system.versions import package_version
@@ -56,6 +57,7 @@ class Node:
         setting: str = "LEDGER_URL",
         metrics: ProcessMetrics | None = None,
         capacity: int | None = None,
+        pooler: Pooler | None = None,
     ) -> None:
         """`application`: the version of the application around the service; it may be set until
         `register`.
@@ -81,6 +83,7 @@ class Node:
             self.outage,
             setting,
             metrics,
+            pooler,
         )
 
     async def register(

@@ -62,6 +62,7 @@ class NurserySetup:
             "pool_size": min(settings.DATABASE_POOL_SIZE, MOST_CONNECTIONS),
             "client": f"batch/{node}",
             "shows_values": settings.BATCH_SHOW_SQL_PARAMETERS,
+            "pooler": settings.BATCH_DATABASE_POOLER,
         }
         return cls(
             pool,

@@ -247,7 +247,11 @@ def use_no_service() -> None:
 def _without_service() -> tuple[Database, Wake]:
     settings = get_settings()
     ledger = Database(
-        settings.ledger_url, setting=settings.ledger_setting, pooled=False, waits_briefly=True
+        settings.ledger_url,
+        setting=settings.ledger_setting,
+        pooled=False,
+        waits_briefly=True,
+        pooler=settings.BATCH_DATABASE_POOLER,
     )
     return ledger, lambda: None
 

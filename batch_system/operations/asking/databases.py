@@ -85,6 +85,7 @@ async def open_databases(
         pool_size=pool_size,
         client=client,
         shows_values=shows,
+        pooler=settings.BATCH_DATABASE_POOLER,
     )
     ledger = Database(
         settings.ledger_url,
@@ -93,6 +94,7 @@ async def open_databases(
         client=client,
         shows_values=shows,
         waits_briefly=True,
+        pooler=settings.BATCH_DATABASE_POOLER,
     )
     async with AsyncExitStack() as stack:
         for database in (application, ledger):

@@ -122,8 +122,8 @@ async def _planned(
         return await planned_into(access.settings, source, into, access.histories)
     _, url = access.settings.backup_database
     plan = await planned(source, url, histories=access.histories)
-    if plan.is_new and url != access.settings.DATABASE_URL:
-        url = access.settings.DATABASE_URL
+    if plan.is_new and url != access.settings.owner_url:
+        url = access.settings.owner_url
         plan = await planned(source, url, histories=access.histories)
     return url, plan
 
