@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from batch_system import versions
+from batch_system.errors import BatchError
 from tests.foreign.test_alembic import PROJECT
 
 ROOT = Path(__file__).parent.parent.parent
@@ -85,3 +87,74 @@ def test_a_project_with_a_package_service_of_its_own_runs_its_tests_and_a_task(
     make = "import shop.models as m, sqlalchemy as s; m.Base.metadata.create_all"
     run("python", "-c", f"{make}(s.create_engine('sqlite:///app.db'))")
     assert "succeeded" in run("batch", "run", "ship_orders")
+
+
+WITHOUT_WEB = """
+import sys
+
+WEB = "fastapi httptools isal jinja2 prometheus_client starlette uvicorn uvloop".split()
+
+
+class Missing:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in WEB:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing)
+"""
+HELLO = """
+from batch_system import BaseTask
+
+class Hello(BaseTask):
+    name, schedule = "hello", None
+    async def run(self) -> str:
+        return "hello"
+"""
+
+
+@pytest.mark.rest
+def test_without_the_libraries_of_the_web_tasks_run_and_the_others_say_what_to_install(
+    wheel: Path, tmp_path: Path
+) -> None:
+    programs = environment_with(wheel, tmp_path / "environment")
+    [packages] = (tmp_path / "environment").glob("lib/python3*/site-packages")
+    (packages / "sitecustomize.py").write_text(WITHOUT_WEB)
+    (tmp_path / "tasks/hello.py").write_text(HELLO)
+    (tmp_path / "tasks/backup.py").write_text(
+        "from batch_system.shipped import backup\nclass B(backup.BackupTask): ...\n"
+    )
+
+    def run(*words: str) -> tuple[int, str]:
+        command = [str(programs / "batch"), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert run("run", "hello")[0] == 0
+    needed = {
+        ("serve",): "`batch serve` needs uvicorn, which is missing: pip install batch-system\n",
+        ("demo",): "`batch demo` needs jinja2, which is missing: pip install batch-system\n",
+        ("run", "backup"): "a backup needs isal, which is missing: pip install batch-system\n",
+    }
+    for words, sentence in needed.items():
+        code, said = run(*words)
+        assert code != 0 and sentence in said
+
+
+def test_a_library_that_is_too_old_is_named_before_the_service_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old = {"sqlalchemy": "2.0.20"}
+    monkeypatch.setattr(versions, "version", lambda name: old.get(name, "9999.1"))
+    monkeypatch.setattr(
+        versions,
+        "requires",
+        lambda _: ["sqlalchemy[asyncio]>=2.0.40", "uvicorn>=1; extra == 'web'"],
+    )
+    with pytest.raises(BatchError) as refused:
+        versions.refuse_old_libraries()
+    assert refused.value.message == (
+        "sqlalchemy is 2.0.20, and batch-system needs sqlalchemy>=2.0.40: "
+        "pip install --upgrade 'sqlalchemy>=2.0.40'"
+    )

@@ -7,18 +7,14 @@ from __future__ import annotations
 import codecs
 import tarfile
 from collections.abc import Iterator
-from typing import cast
 
 from batch_system.backup.file.format import padding
-from batch_system.backup.file.igzip import igzip_lib
+from batch_system.backup.file.igzip import igzip
 
 AT_ONCE = 64 * 1024
 """Bytes that are unpacked at once, packed or unpacked, where the whole content need not be in
 memory.
 """
-
-# The type annotations of isal are wrong here.
-_IsalError = cast(type[Exception], igzip_lib.IsalError)
 
 
 class Unpacked:
@@ -26,7 +22,9 @@ class Unpacked:
 
     def __init__(self, packed: bytes) -> None:
         self._packed = memoryview(packed)
-        self._unpacker = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        isal = igzip()
+        self._damage = isal.IsalError
+        self._unpacker = isal.IgzipDecompressor(flag=isal.DECOMP_GZIP)
 
     @property
     def is_whole(self) -> bool:
@@ -40,7 +38,7 @@ class Unpacked:
             self._packed = self._packed[len(packed) :]
             try:
                 raw = self._unpacker.decompress(packed, size - len(content))
-            except _IsalError:
+            except self._damage:
                 break
             if not raw and not self._packed:
                 break
@@ -67,10 +65,11 @@ def unpack(
     `exactly`: whether the content must have `size` bytes, or at most that many. `more_follows`:
     whether other bytes may follow the member.
     """
-    unpacker = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    isal = igzip()
+    unpacker = isal.IgzipDecompressor(flag=isal.DECOMP_GZIP)
     try:
         raw: bytes = unpacker.decompress(packed, size + 1)
-    except _IsalError:
+    except isal.IsalError:
         return None
     if not unpacker.eof or (unpacker.unused_data and not more_follows):
         return None

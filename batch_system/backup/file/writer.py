@@ -32,7 +32,7 @@ from batch_system.backup.file.format import (
     Trailer,
     padding,
 )
-from batch_system.backup.file.igzip import igzip_lib
+from batch_system.backup.file.igzip import igzip
 from batch_system.backup.file.manifest import Manifest
 from batch_system.errors import BackupError
 
@@ -240,7 +240,8 @@ def count_rows(data: bytes) -> int:
 
 
 def _pack(data: Sequence[bytes]) -> bytes:
-    packed: bytes = igzip_lib.compress(b"".join(data), 1, flag=igzip_lib.COMP_GZIP)
+    isal = igzip()
+    packed: bytes = isal.compress(b"".join(data), 1, flag=isal.COMP_GZIP)
     return packed
 
 
