@@ -22,7 +22,8 @@ SERIALIZATION_FAILURE = "40001"
 DISK_FULL = "53100"
 READ_ONLY = "25006"
 LOCKED = "55P03"
-CONFLICTS = {SERIALIZATION_FAILURE, "40P01", "55P03"}
+DEADLOCK = "40P01"
+CONFLICTS = {SERIALIZATION_FAILURE, DEADLOCK, LOCKED}
 """SQLSTATEs of a serialization failure, a deadlock, and a lock that was not available."""
 UNREACHABLE = {"08", "53", "57"}
 """Classes of SQLSTATE for a lost connection, for missing resources, and for a server that stops or
