@@ -23,6 +23,7 @@ revision = "{revision}"
 down_revision = "{before}"
 branch_labels = None
 depends_on = None
+oldest = "{oldest}"
 
 
 def upgrade() -> None:
@@ -31,18 +32,28 @@ def upgrade() -> None:
 
 
 def add_migration(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, history: History, sql: str = "SELECT 1"
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    history: History,
+    sql: str = "SELECT 1",
+    oldest: str | None = None,
 ) -> str:
     """Add a migration to a history, until the test is over. `folder`: gets a copy of its files.
 
-    Returns the name of the new revision.
+    `oldest`: the oldest revision that code must know afterwards; None: the new one. Returns the
+    name of the new revision.
     """
     before = history.revisions[-1]
     prefix, number = before.rsplit("_", 1)
     revision = f"{prefix}_{int(number) + 1:04}"
-    copied = folder / f"{prefix}_migrations"
+    copied = folder / f"{revision}_migrations"
     shutil.copytree(history.folder, copied)
-    text = MIGRATION.format(revision=revision, before=before, statement=f"op.execute({sql!r})")
+    text = MIGRATION.format(
+        revision=revision,
+        before=before,
+        oldest=oldest or revision,
+        statement=f"op.execute({sql!r})",
+    )
     (copied / "versions" / f"{revision}_later.py").write_text(text)
     monkeypatch.setitem(vars(history), "folder", copied)
     assert history.revisions[-1] == revision

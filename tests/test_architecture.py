@@ -130,6 +130,7 @@ MAIN_STORIES = {
     "batch_system.batch.execution.engine",
     "batch_system.batch.incidents.checks",
     "batch_system.batch.incidents.noticing",
+    "batch_system.batch.ledger.tables",
     "batch_system.batch.ledger.transitions",
     "batch_system.batch.ledger.waits",
     "batch_system.batch.nodes.heartbeat",

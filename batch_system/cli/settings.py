@@ -55,15 +55,19 @@ def migrate(
     ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Change nothing; the exit code is 1 if a migration is due."),
+        typer.Option(
+            "--check",
+            help="Change nothing, and say which processes may go on meanwhile; the exit code is 1 "
+            "if a migration is due.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring the tables of both databases to the revisions of this code, and make the databases if
     they are missing.
 
-    A service does the same when it starts. The command is refused while a service of an older
-    version is running.
+    A service does the same when it starts. Processes of an older version may go on meanwhile, if
+    they can work with the tables afterwards; otherwise the command is refused, and names them.
     """
     from batch_system import console
     from batch_system.operations.system import migrations
@@ -84,6 +88,9 @@ def migrate(
             list(COLUMNS),
             as_json=False,
         )
+        for state in after:
+            if check and state.is_due and state.current is not None:
+                console.say(_what_may_stay(state))
     raise SystemExit(FAILED if check and any(state.is_due for state in after) else 0)
 
 
@@ -98,3 +105,13 @@ def _row(before: Migration, after: Migration) -> dict[str, Any]:
         "is": after.current or "none",
         "newest": after.newest,
     }
+
+
+def _what_may_stay(state: Migration) -> str:
+    """Which older processes may go on when the migration is carried out."""
+    subject = f"{state.version_table}: "
+    if state.expands:
+        return f"{subject}expands: nodes from version {state.oldest_version} on may stay"
+    if state.in_the_way:
+        return f"{subject}contracts: kept back, stop first: {', '.join(state.in_the_way)}"
+    return f"{subject}contracts: no older process may start or go on"

@@ -58,3 +58,12 @@ once = Table(
     Column("at", UtcDateTime, nullable=False),
     Index("ix_batch_once_run", "run"),
 )
+
+# Which code may work with our tables here, and with those of the application: migrate.Window.
+windows = Table(
+    "batch_data_windows",
+    companions,
+    Column("history", String(100), primary_key=True),
+    Column("oldest", String(100), nullable=False),
+    Column("version", String(40), nullable=False),
+)

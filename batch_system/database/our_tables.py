@@ -30,10 +30,12 @@ LEDGER_TABLES = frozenset(
         "tasks",
         "tokens",
         "waits",
+        "windows",
     )
 )
 DATA_TABLES = frozenset(
-    f"batch_{name}" for name in ("checkpoints", "data_alembic_version", "once", "quarantine")
+    f"batch_{name}"
+    for name in ("checkpoints", "data_alembic_version", "data_windows", "once", "quarantine")
 )
 """These are in the application's database, because they commit with the authors' data."""
 OUR_TABLES = LEDGER_TABLES | DATA_TABLES

@@ -27,7 +27,8 @@ OF_POOLERS = {"08003", "08P01", "26000", "42P05"}
 """SQLSTATEs of a lost connection, of what the protocol does not allow, and of prepared statements
 that are not there, or are there already.
 """
-CONFLICTS = {SERIALIZATION_FAILURE, "40P01", "55P03"}
+DEADLOCK = "40P01"
+CONFLICTS = {SERIALIZATION_FAILURE, DEADLOCK, LOCKED}
 """SQLSTATEs of a serialization failure, a deadlock, and a lock that was not available."""
 UNREACHABLE = {"08", "53", "57"}
 """Classes of SQLSTATE for a lost connection, for missing resources, and for a server that stops or

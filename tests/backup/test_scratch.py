@@ -468,7 +468,7 @@ def own_history(tmp_path: Path) -> History:
     folder = tmp_path / "migrations"
     (folder / "versions").mkdir(parents=True)
     (folder / "versions/own_1_moods.py").write_text(MIGRATION)
-    return History(folder, "alembic_version")
+    return History(folder, "alembic_version", "batch_data_windows")
 
 
 async def test_types_that_migrations_make_are_those_of_the_backup(

@@ -109,6 +109,7 @@ def test_a_backup_is_made_checked_listed_and_shown(
         ),
         "alembic_version": 1,
         "batch_data_alembic_version": 1,
+        "batch_data_windows": 1,
     }
 
 

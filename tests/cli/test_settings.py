@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from batch_system.batch.ledger import database_time, nodes
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.tables import new_id
 from batch_system.config import Settings
+from batch_system.database.engine import Database
+from batch_system.versions import package_version
 from tests.commands import Batch, in_this_process, refuses
 from tests.migrations import APPLICATION_HISTORIES, add_migration
 
@@ -104,6 +108,33 @@ async def test_a_database_is_migrated_in_steps(
     assert (await asyncio.to_thread(batch, "migrate", "--check")).code == 0
     [change] = (await asyncio.to_thread(batch, "changes", "--json")).json
     assert change["action"] == "database.migrate"
+
+
+@pytest.mark.parametrize("may_stay", [True, False])
+async def test_the_check_says_which_processes_may_go_on(
+    ledger: Database,
+    batch: Batch,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    may_stay: bool,
+) -> None:
+    async with ledger.engine.begin() as connection:
+        now = await database_time.now_of(connection)
+        row = {"id": new_id(), "host": "web-1", "pid": 4711, "version": "0.1.0", "tasks": []}
+        when = {"started_at": now, "seen_at": now, "draining": False}
+        await nodes.register(connection, {**row, **when})
+    oldest = LEDGER_HISTORY.revisions[-1] if may_stay else None
+    add_migration(monkeypatch, tmp_path, LEDGER_HISTORY, oldest=oldest)
+    monkeypatch.setenv("LEDGER_URL", ledger.url.render_as_string(hide_password=False))
+    done = await asyncio.to_thread(batch, "migrate", "--check")
+    said = (
+        f"expands: nodes from version {package_version()} on may stay"
+        if may_stay
+        else "contracts: kept back, stop first: pid 4711 on web-1 (version 0.1.0)"
+    )
+    assert done.code == 1
+    assert done.out.splitlines()[-1] == f"batch_alembic_version: {said}"
+    assert (await asyncio.to_thread(batch, "migrate")).code == (0 if may_stay else 3)
 
 
 def test_a_revision_that_can_not_be_migrated_to_is_refused(batch: Batch) -> None:

@@ -132,6 +132,7 @@ async def test_a_newer_database_is_refused_and_both_revisions_are_named(ledger: 
         await connection.execute(
             text("UPDATE batch_alembic_version SET version_num = 'ledger_9999'")
         )
+        await connection.execute(text("UPDATE batch_windows SET oldest = 'ledger_9999'"))
     with pytest.raises(DatabaseTooNew, match=f"ledger_9999.*up to {LEDGER_HISTORY.revisions[-1]}"):
         await migrate(ledger, LEDGER_HISTORY)
 

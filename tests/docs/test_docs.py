@@ -176,8 +176,8 @@ def terms() -> list[str]:
 
 
 PLAIN = {
-    *("apscheduler", "base", "conditions", "current", "ids", "json", "keys", "local", "migration"),
-    *("rows", "sync", "tables", "time"),
+    *("apscheduler", "base", "conditions", "current", "data", "ids", "json", "keys", "local"),
+    *("migration", "rows", "sync", "tables", "time"),
 }
 """Words in names of modules that mean what they mean everywhere."""
 

@@ -1,4 +1,4 @@
-"""A ledger is not migrated while a process lives that works with it as it is."""
+"""A ledger is not migrated while a process lives that could not work with it afterwards."""
 
 from __future__ import annotations
 
@@ -26,11 +26,19 @@ LEASE_SECONDS = 30
 
 
 @pytest.fixture
-async def older(database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Database:
-    """A ledger that lacks a migration, with a node that has just said that it lives."""
+async def older(
+    request: pytest.FixtureRequest,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Database:
+    """A ledger that lacks a migration, with a node that has just said that it lives.
+
+    The parameter is the oldest migration that code must know afterwards; by default the new one.
+    """
     database = Database(database_url, setting="LEDGER_URL", pooled=False)
     await migrate(database, LEDGER_HISTORY)
-    add_migration(monkeypatch, tmp_path, LEDGER_HISTORY)
+    add_migration(monkeypatch, tmp_path, LEDGER_HISTORY, oldest=getattr(request, "param", None))
     async with database.engine.begin() as connection:
         at = await database_time.now_of(connection)
         row = {
@@ -40,6 +48,7 @@ async def older(database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             "version": "0.1",
             "started_at": at,
             "seen_at": at,
+            "ledger": OLDER,
         }
         await connection.execute(insert(nodes).values({**row, "draining": False, "tasks": []}))
     return database
@@ -57,9 +66,27 @@ async def revision(database: Database) -> str:
 async def test_a_living_node_of_an_older_ledger_keeps_it_as_it_is_and_is_named(
     older: Database,
 ) -> None:
-    with pytest.raises(DatabaseInUse, match=r"pid 4711 on web-1\. Stop it first.*LEASE_SECONDS"):
+    with pytest.raises(
+        DatabaseInUse, match=r"ledger_0028: pid 4711 on web-1 \(version 0.1\)\. Stop it.*LEASE_SEC"
+    ):
         await migrate_ledger(older, LEASE_SECONDS)
     assert await revision(older) == OLDER
+
+
+@pytest.mark.parametrize("older", [OLDER], indirect=True)
+async def test_it_may_go_on_if_the_migration_says_that_its_code_knows_enough(
+    older: Database,
+) -> None:
+    await migrate_ledger(older, LEASE_SECONDS)
+    assert await revision(older) == LEDGER_HISTORY.revisions[-1]
+
+
+@pytest.mark.parametrize("older", [OLDER], indirect=True)
+async def test_a_node_that_does_not_say_what_its_code_knows_may_not_go_on(older: Database) -> None:
+    async with older.engine.begin() as connection:
+        await connection.execute(update(nodes).values(ledger=None))
+    with pytest.raises(DatabaseInUse, match="pid 4711 on web-1"):
+        await migrate_ledger(older, LEASE_SECONDS)
 
 
 @pytest.mark.parametrize("end", ["stopped", "silent for a lease", "killed on this machine"])

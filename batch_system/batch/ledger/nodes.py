@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, text, update
+from sqlalchemy import Row, exists, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import database_time
-from batch_system.batch.ledger.tables import HELD_SQL, nodes, runs
+from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.tables import HELD_SQL, nodes, runs, windows
+from batch_system.database.migrate import refuse_closed
 
 MOST_LOOKED_AT = 1_000
 """At most this many nodes, the newest ones, are read to find lost nodes, and when a service was
@@ -35,11 +37,13 @@ class NodeStatus:
 
 
 async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
-    """Write a node's row. If the node has a row that was marked as stopped, that row is alive
-    again.
+    """Write a node's row, with the newest migration that its code knows. If the node has a row that
+    was marked as stopped, that row is alive again.
 
-    `row`: the values of the columns of `batch_nodes`, by name.
+    `row`: the values of the other columns of `batch_nodes`, by name. Raises DatabaseTooNew if the
+    ledger has become one that this code may not use.
     """
+    await connection.run_sync(refuse_closed, LEDGER_HISTORY, "ledger")
     values = {
         "stopped_at": None,
         "lost_at": None,
@@ -48,7 +52,8 @@ async def register(connection: AsyncConnection, row: dict[str, Any]) -> None:
     }
     updated = await connection.execute(update(nodes).where(nodes.c.id == row["id"]).values(values))
     if updated.rowcount == 0:
-        await connection.execute(insert(nodes).values(row))
+        known = {"ledger": LEDGER_HISTORY.revisions[-1]}
+        await connection.execute(insert(nodes).values({**row, **known}))
 
 
 async def beat(
@@ -58,7 +63,7 @@ async def beat(
     troubles: Mapping[str, str] | None = None,
 ) -> bool:
     """Add one to the counter of a node. Returns False if the node is marked as stopped, or has no
-    row.
+    row. Raises DatabaseTooNew if its code may not use the ledger any more.
 
     `loop_lag`: how long a callback last waited on its event loop, in seconds. `troubles`: what is
     wrong with it, by part, if that has changed.
@@ -70,8 +75,15 @@ async def beat(
     }
     if troubles is not None:
         values["troubles"] = dict(troubles)
-    living = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None))
-    return (await connection.execute(living.values(values))).rowcount == 1
+    # It may have been frozen while newer code took the ledger for itself.
+    closed = exists().where(
+        windows.c.history == LEDGER_HISTORY.version_table, windows.c.oldest > nodes.c.ledger
+    )
+    living = update(nodes).where(nodes.c.id == node, nodes.c.stopped_at.is_(None), ~closed)
+    if (await connection.execute(living.values(values))).rowcount == 1:
+        return True
+    await connection.run_sync(refuse_closed, LEDGER_HISTORY, "ledger")
+    return False
 
 
 async def get(connection: AsyncConnection, node: str) -> dict[str, Any] | None:

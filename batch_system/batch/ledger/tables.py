@@ -343,8 +343,19 @@ nodes = Table(
     Column("broken", Json),
     # Why it is not ready, or what holds up its runs, by part; NULL or empty: nothing.
     Column("troubles", Json),
+    # The newest migration of the ledger that its code knows; NULL: of code from before windows.
+    Column("ledger", String(100)),
     Index("ix_batch_nodes_unnoticed", "id", **where(UNNOTICED_NODE_SQL)),
     Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
+)
+
+# Which code may work with the ledger: database.migrate.Window.
+windows = Table(
+    "batch_windows",
+    ledger,
+    Column("history", String(100), primary_key=True),
+    Column("oldest", String(100), nullable=False),
+    Column("version", String(40), nullable=False),
 )
 
 # The first version rises with each change of tasks or schedules that other nodes have to follow;

@@ -39,7 +39,7 @@ from batch_system.concurrency.limits import limited
 from batch_system.database import lock_holder, pooler, troubles
 from batch_system.database.engine import Database, plan_anew
 from batch_system.database.open_file import OpenFile
-from batch_system.errors import DatabaseError
+from batch_system.errors import DatabaseError, DatabaseTooNew
 from batch_system.logs import get_logger
 from batch_system.metrics.process import LedgerWork, ProcessMetrics
 
@@ -145,8 +145,8 @@ class Heartbeat:
         self._patience = lease.usable_seconds / 3
         self._beat_at = self._look_at = self._poll_at = -math.inf
         self.on_fatal: OnFatal = lambda name, reason: None
-        """Called in this thread with the name of a database and the reason why this process can't
-        go on.
+        """Called in this thread with the name of a database, or of this part, and the reason why
+        this process can't go on.
         """
         self.on_damage: Callable[[str], None] = lambda cause: None
         """Called in this thread with the cause when SQLite finds that the ledger is damaged."""
@@ -338,6 +338,11 @@ class Heartbeat:
             self._worked_at = clock.boottime()
             self._awake_at = clock.monotonic()
             self._outage.over_for("heartbeat")
+        except DatabaseTooNew as error:  # no later beat can succeed
+            self._lease.end()
+            self._give_up_if_lease_ended()
+            self.trouble = error.message
+            self.on_fatal(self.name, error.message)
         except Exception as error:  # the boundary of a background loop: the next beat may succeed
             if self._outage.cause_for("heartbeat", database, error) is None:
                 logger.exception("the heartbeat has failed, the next attempt is in a second")

@@ -113,14 +113,14 @@ async def _prepare(application: Database, ledger: Database, settings: Settings) 
     _refuse_one_file(application, ledger)
     for database in (application, ledger):
         await database.check()
-    # First, because it is refused while processes of an older version live.
+    # First, because it may be refused while processes of an older version live.
     await migrate_ledger(ledger, settings.LEASE_SECONDS)
     await migrate(application, *application_histories(settings.BATCH_MIGRATIONS))
 
 
 async def _refuse_unprepared(application: Database, ledger: Database, settings: Settings) -> None:
-    """Raises DatabaseError if a service of this version has not made both databases, and changes
-    nothing.
+    """Raises DatabaseError if no service of this version, or of a newer one beside which this code
+    may work, has made both databases. Changes nothing.
     """
     _refuse_memory(application, ledger)
     _refuse_one_file(application, ledger)
@@ -146,7 +146,7 @@ async def _refuse_unmigrated(database: Database, what: str, *histories: History)
                 f"the service first, or let the setting name the {what} that the service uses"
                 f"{of_sqlite if database.kind == 'sqlite' else ''}"
             )
-        if revision != history.revisions[-1]:
+        if revision in history.revisions[:-1]:
             raise DatabaseError(
                 f"the {what} {database.safe_url} ({database.setting}) is of an older version "
                 f"({revision}, and this code has {history.revisions[-1]}), and a worker migrates "
@@ -157,10 +157,11 @@ async def _refuse_unmigrated(database: Database, what: str, *histories: History)
 async def migrate_ledger(ledger: Database, lease_seconds: float, to: str = "head") -> None:
     """Migrate the ledger to the newest revision of this code, or to the revision `to`.
 
-    Raises DatabaseError; DatabaseInUse if a process of an older version still lives.
+    Raises DatabaseError; DatabaseInUse if a process still lives whose code can't work with the
+    ledger afterwards.
     """
     folder = process_lock.folder_of(ledger.url)
-    refuse = partial(living.refuse_living, folder=folder, lease_seconds=lease_seconds)
+    refuse = partial(living.refuse_older, folder=folder, lease_seconds=lease_seconds)
     await migrate(ledger, LEDGER_HISTORY, to=to, before=refuse)
 
 

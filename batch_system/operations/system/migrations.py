@@ -8,13 +8,21 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import database_time
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.people import audit
+from batch_system.batch.nodes import living, process_lock
 from batch_system.database.engine import Database
 from batch_system.database.histories import application_histories
-from batch_system.database.migrate import History, migrate, revision_of
+from batch_system.database.migrate import (
+    History,
+    migrate,
+    oldest_after,
+    revision_of,
+    window_of,
+)
 from batch_system.errors import InvalidParameters
 from batch_system.escaping import echoed
 from batch_system.operations.asking.context import Context
@@ -25,7 +33,8 @@ from batch_system.operations.system.results import Migration
 async def list_migrations(context: Context) -> Sequence[Migration]:
     """The state of each history. Nothing is changed, and no file is made."""
     return [
-        await _state(name, database, history) for name, database, history in _histories(context)
+        await _state(context, name, database, history)
+        for name, database, history in _histories(context)
     ]
 
 
@@ -34,8 +43,8 @@ async def carry_out(context: Context, to: str | None = None) -> Sequence[Migrati
     Returns their states.
 
     `to`: only the history that has this revision is migrated, and no further. Raises
-    InvalidParameters if none has it, and DatabaseInUse while a service of an older version
-    lives.
+    InvalidParameters if none has it, and DatabaseInUse while a process lives that can't work with
+    the ledger afterwards.
     """
     databases = context.databases
     if to is None:
@@ -83,19 +92,45 @@ def _histories(
 
 
 async def _state(
-    name: Literal["application", "ledger"], database: Database, history: History
+    context: Context,
+    name: Literal["application", "ledger"],
+    database: Database,
+    history: History,
 ) -> Migration:
-    newest, current = history.revisions[-1], None
-    if not is_missing_file(database):
-        await database.check()
-        try:
-            current = await revision_of(database, history)
-        except (DBAPIError, OSError) as error:
-            raise database.unreachable(error) from error
-    return Migration(
+    newest = history.revisions[-1]
+    state = Migration(
         database=name,
         version_table=history.version_table,
-        current=current,
+        current=None,
         newest=newest,
-        is_due=current != newest,
+        is_due=True,
     )
+    if is_missing_file(database):
+        return state
+    await database.check()
+    try:
+        current = await revision_of(database, history)
+        if current is None:
+            return state
+        oldest = oldest_after(history, current)
+        async with database.reader.connect() as connection:
+            window = await connection.run_sync(window_of, history)
+            older = await _older(connection, context, oldest) if name == "ledger" else []
+    except (DBAPIError, OSError) as error:
+        raise database.unreachable(error) from error
+    found = {
+        "current": current,
+        "is_due": oldest is not None,
+        "expands": oldest is not None and window is not None and oldest <= window.oldest,
+        "oldest_version": window.version if window is not None else None,
+        "in_the_way": older,
+    }
+    return state.model_copy(update=found)
+
+
+async def _older(connection: AsyncConnection, context: Context, oldest: str | None) -> list[str]:
+    """The processes that would have to stop before the ledger is migrated."""
+    if oldest is None:
+        return []
+    folder = process_lock.folder_of(context.databases.ledger.url)
+    return await living.older_nodes(connection, oldest, folder, context.lease_seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from batch_system.operations.asking.results import Node, Result
@@ -61,7 +62,9 @@ class Migration(Result):
     has no tables yet.
 
     `newest`: the last revision that this code knows. `is_due`: a migration would change the
-    database.
+    database. `expands`: it is due, and all code that may use the tables now may go on.
+    `oldest_version`: the version that has set which code may use them; None: it is from before any
+    did. `in_the_way`: the living processes that have to stop before the ledger is migrated.
     """
 
     database: Literal["application", "ledger"]
@@ -69,6 +72,9 @@ class Migration(Result):
     current: str | None
     newest: str
     is_due: bool
+    expands: bool = False
+    oldest_version: str | None = None
+    in_the_way: Sequence[str] = ()
 
 
 class NodeList(Result):

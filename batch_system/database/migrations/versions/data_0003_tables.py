@@ -12,6 +12,7 @@ revision = "data_0003"
 down_revision = None
 branch_labels = None
 depends_on = None
+oldest = "data_0003"
 
 Id = sa.String(36).with_variant(sa.UUID(as_uuid=False), "postgresql")
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")

@@ -7,6 +7,7 @@ revision = "app_0004"
 down_revision = None
 branch_labels = None
 depends_on = None
+oldest = "app_0004"
 
 Instant = sa.DateTime(timezone=True)
 

@@ -12,6 +12,7 @@ revision = "ledger_0026"
 down_revision = None
 branch_labels = None
 depends_on = None
+oldest = "ledger_0026"
 
 Id = sa.String(36).with_variant(sa.UUID(as_uuid=False), "postgresql")
 Json = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
