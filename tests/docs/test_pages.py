@@ -144,16 +144,10 @@ def test_the_page_on_runs_has_the_same_states(state: RunState) -> None:
     assert set(re.findall(r"`(\w+)`", rows(read("docs/runs.md"))[state][1])) == TRANSITIONS[state]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in vars(errors)
-        if isinstance(vars(errors)[name], type) and issubclass(vars(errors)[name], BaseException)
-    ],
-)
-def test_each_error_that_an_author_may_meet_is_on_a_page(name: str) -> None:
-    assert name == "BatchError" or name in rows(read("docs/runs.md"))
+def test_the_errors_that_an_author_may_meet_are_there() -> None:
+    """tests/docs/test_site.py looks for all of them in the reference."""
+    kept = [name for name in rows(section("docs/runs.md", "## Errors")) if name[0].isupper()]
+    assert len(kept) > 10 and [name for name in kept if not hasattr(errors, name)] == []
 
 
 def public(names: Iterable[str]) -> set[str]:
