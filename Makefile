@@ -34,10 +34,10 @@ dev: install ## the same, and start it anew when a file of tasks/ or service/ ch
 	@exec .venv/bin/batch serve --reload
 
 demo: install ## serve a made-up fortnight that ends in a bad night, in the folder .demo
-	@.venv/bin/python -m tests.demo .demo --serve
+	@exec .venv/bin/batch demo --folder .demo
 
 screenshots: tools ## make the pictures of the pages in docs/ anew, with Chromium
-	.venv/bin/python -m tests.demo.screenshots
+	.venv/bin/python -m tests.pages.screenshots
 
 site: tools ## the documents as a site, in the folder site; a link that leads nowhere ends it
 	.venv/bin/python -m mkdocs build --strict --clean
