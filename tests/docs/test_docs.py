@@ -17,7 +17,7 @@ import typer.main
 
 import batch_system
 from batch_system.batch.execution.run_here import ManualRun
-from batch_system.batch.ledger.states import TRANSITIONS, Origin, RunState
+from batch_system.batch.ledger.states import Origin, RunState
 from batch_system.batch.ledger.tables import ledger
 from batch_system.batch.nodes.roles import BY_HAND
 from batch_system.batch.tasks.base import BaseTask
@@ -158,12 +158,6 @@ def test_each_option_that_selects_runs_has_a_row() -> None:
 @pytest.mark.parametrize("name", [*RunState, *Origin])
 def test_each_state_and_origin_is_in_the_docs(name: str) -> None:
     assert f"`{name}`" in documentation()
-
-
-@pytest.mark.parametrize("state", RunState)
-def test_each_state_has_a_row_with_what_may_follow(state: RunState) -> None:
-    row = re.search(rf"^\| `{state}` \|.*\|(.*)\|$", read("docs/architecture.md"), re.MULTILINE)
-    assert row is not None and set(re.findall(r"`(\w+)`", row[1])) == TRANSITIONS[state]
 
 
 @pytest.mark.parametrize("name", [*ledger.tables, *companions.tables])

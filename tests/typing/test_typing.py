@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 import batch_system
-from tests.docs.test_docs import readme
+from tests.docs.test_docs import conftest, readme
 from tests.processes import BATCH, ROOT, environment
 
 pytestmark = pytest.mark.types
@@ -47,10 +47,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (ROOT / "examples", "examples"),
     ):
         shutil.copytree(source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "readme").mkdir()
     for block in readme("python"):
-        if block.file:
-            (folder / "readme" / Path(block.file).name).write_text(block.code)
+        assert block.file is not None and not (folder / block.file).exists()
+        (folder / block.file).write_text(block.code)
+    (folder / "conftest.py").write_text(conftest())
     (folder / ".env").write_text("SETTINGS=app_settings:AppSettings\n")
     return folder
 
