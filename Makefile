@@ -20,7 +20,7 @@ INTO = --quiet --disable-pip-version-check
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help dist floors install serve dev demo screenshots tools hooks test rest days faults nightly types check bench shape format lock clean
+.PHONY: help dist floors install serve dev demo screenshots site tools hooks test rest days faults nightly types check bench shape format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -34,10 +34,13 @@ dev: install ## the same, and start it anew when a file of tasks/ or service/ ch
 	@exec .venv/bin/batch serve --reload
 
 demo: install ## serve a made-up fortnight that ends in a bad night, in the folder .demo
-	@.venv/bin/python -m tests.demo .demo --serve
+	@exec .venv/bin/batch demo --folder .demo
 
 screenshots: tools ## make the pictures of the pages in docs/ anew, with Chromium
-	.venv/bin/python -m tests.demo.screenshots
+	.venv/bin/python -m tests.pages.screenshots
+
+site: tools ## the documents as a site, in the folder site; a link that leads nowhere ends it
+	.venv/bin/python -m mkdocs build --strict --clean
 
 tools: $(DEV) ## what the targets below need, in .venv
 
@@ -107,7 +110,7 @@ lock: ## write the lock files; UPGRADE=--upgrade takes the newest
 	@rm .floors.txt
 
 clean: ## remove .venv and every cache
-	rm -rf .venv .venv-floors dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-floors dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Nothing here removes a package, so `serve` after `test` leaves the tools where they are.

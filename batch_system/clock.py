@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 _moved_to: datetime | None = None
+_shift = timedelta()
 
 
 def now() -> datetime:
     """The current instant: aware, UTC, to the microsecond."""
-    return _moved_to if _moved_to is not None else datetime.now(UTC)
+    return _moved_to if _moved_to is not None else datetime.now(UTC) + _shift
 
 
 def monotonic() -> float:
@@ -33,7 +34,15 @@ def unix_ns() -> int:
     """Nanoseconds of the wall clock since 1970 (UTC), for ids that sort by time. `moved` does not
     change it.
     """
-    return time.time_ns()
+    return time.time_ns() + _shift // timedelta(microseconds=1) * 1_000
+
+
+def shift_to(at: datetime) -> None:
+    """For the demonstration: the wall clock of this process is at `at` (aware) now, and goes on
+    from there.
+    """
+    global _shift
+    _shift = at - datetime.now(UTC)
 
 
 def is_moved() -> bool:

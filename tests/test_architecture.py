@@ -136,6 +136,7 @@ MAIN_STORIES = {
     "batch_system.batch.nodes.heartbeat",
     "batch_system.batch.tasks.declaration",
     "batch_system.database.engine",
+    "batch_system.demo.cast",
     "batch_system.operations.night.night",
     "batch_system.server.service",
 }
@@ -428,7 +429,11 @@ def _reads_time(call: ast.Call) -> bool:
     return function.attr in CLOCKS and owner != "clock"
 
 
-ENVIRONMENT = ("batch_system.settings.settings", "batch_system.testing.postgres")
+ENVIRONMENT = (
+    "batch_system.settings.settings",
+    "batch_system.testing.postgres",
+    "batch_system.demo.files",  # hides the settings of the caller
+)
 """Where everything may be read. (Where the tests' server is, is no setting.)"""
 
 

@@ -14,8 +14,6 @@ logger = get_logger("batch_system.batch")
 WEBHOOK = "webhook"
 DIGEST = "digest"
 FOR_ALL = "all"
-APPRISE = "apprise>=2.3"
-"""As in the extra `alerts` of pyproject.toml."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def _check_apprise(urls: Mapping[str, Sequence[str]]) -> None:
         setting = _setting_of(next(name for name, its in urls.items() if its))
         raise InvalidSetting(
             f"setting {setting}: Apprise, which sends to these addresses, is not installed (it is "
-            f"the extra `alerts`): pip install '{APPRISE}'"
+            "the extra `alerts`): pip install 'batch-system[alerts]'"
         ) from None
     for name, its in urls.items():
         for number, url in enumerate(its, start=1):

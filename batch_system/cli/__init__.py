@@ -23,6 +23,7 @@ from batch_system.cli import (
     account,
     backup,
     bulk,
+    demo,
     diff,
     incidents,
     items,
@@ -51,7 +52,7 @@ from batch_system.errors import BatchError
 try:
     from typer.exceptions import TyperException
 except ImportError:  # typer before 0.26 raises the exceptions of click
-    from click import ClickException as TyperException
+    from click import ClickException as TyperException  # type: ignore[assignment]
 
 LONGEST_MESSAGE = 4_000
 """The largest number of characters of an error that is printed on stderr."""
@@ -99,6 +100,7 @@ ALERTS: dict[str, dict[str, Any]] = {
 PANELS: dict[str, dict[str, Any]] = {
     "Service": {
         "serve": serve.serve,
+        "demo": demo.demo,
         "work": work.work,
         "night": night.night,
         "status": status.status,

@@ -10,6 +10,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch serve --host 0.0.0.0 --port 8080": "Accept requests from other machines too.",
         "batch serve --reload": "Restart whenever you save a file.",
     },
+    "demo": {
+        "batch demo": "Show the pages on port 8000; nothing of it is kept.",
+        "batch demo --folder .demo --port 8080": "Keep its files in a folder.",
+    },
     "work": {
         "batch work --pool cpu": "Execute the runs of the pool cpu on this machine.",
         "batch work --pool cpu --pool gpu --max-running "

@@ -82,7 +82,7 @@ def test_each_packet_takes_half_a_second(deployment: Deployment) -> None:
         story.until(lambda: story.messages, 60, "the missed slots are told")
     for told in story.told().splitlines():
         assert re.match(
-            r"(opened|closed) (missed tick: N slots up to TIME UTC|down : no service fired from "
+            r"(opened|closed) (missed \w+: N slots? up to TIME UTC|down : no service fired from "
             r"TIME)",
             told,
         )

@@ -110,6 +110,18 @@ async def test_an_application_of_the_page_answers_fires_and_drains(
         assert "Traceback" not in running.stderr
 
 
+async def test_the_smallest_fastapi_application_fires_and_shows_the_pages(page: Path) -> None:
+    [smallest] = [block for block in blocks(read("docs/fastapi.md")) if block.file == "smallest.py"]
+    (page / "smallest.py").write_text(smallest.code)
+    words = [sys.executable, "-W", "error", "-m", "uvicorn", "smallest:app", "--port", "0"]
+    with process(page, words) as running:
+        assert wait_for(running, "/batch/readyz").json() == {"status": "ready"}
+        assert "Sign in" in httpx.get(f"{running.url}/batch/", follow_redirects=True).text
+        async with ledger_in(page) as ledger:
+            assert await until(lambda: rows(ledger, task="customers", state="succeeded"), 20)
+            running.stop(signal.SIGTERM)
+
+
 @pytest.fixture
 def package(page: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The package `myapp` of the page can be imported. It is forgotten after the test: others have

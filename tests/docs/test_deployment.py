@@ -25,12 +25,7 @@ from batch_system.backup import create_backup
 from batch_system.batch.execution import engine
 from batch_system.batch.nodes import loop_watchdog
 from batch_system.config import Settings, get_settings
-from batch_system.operations.backups.restore import (
-    HISTORIES,
-    RestoreRequest,
-    check_by_restoring,
-    restore,
-)
+from batch_system.operations.backups.restore import RestoreRequest, check_by_restoring, restore
 from batch_system.operations.system.gauges import FRESH_SECONDS, PoolGauges
 from batch_system.settings.urls import async_url
 from batch_system.testing.postgres import PostgresServer
@@ -339,7 +334,7 @@ async def test_the_role_of_the_compose_file_is_an_ordinary_one_and_has_what_the_
     make_backups_here(monkeypatch)
     try:
         settings = get_settings()
-        await migrated(settings.DATABASE_URL, *HISTORIES)
+        await migrated(settings.DATABASE_URL, *access(settings).histories)
         path = str(await create_backup(settings.BACKUP_DIR))
         assert len((await check_by_restoring(access(settings), path)).tables) == 5
         assert len((await restore(access(settings), RestoreRequest(path))).report.tables) == 5

@@ -24,6 +24,8 @@ from batch_system import TaskRegistry, clock
 from batch_system.batch.cron.zones import zone_of
 from batch_system.batch.tasks.discovery import load_tasks
 from batch_system.config import get_settings
+from batch_system.demo import files, making
+from batch_system.demo.times import NOW
 from batch_system.operations.asking.actor import Actor, Role
 from batch_system.operations.asking.context import Loaded
 from batch_system.operations.operations import Operations, open_operations
@@ -34,8 +36,6 @@ from batch_system.pages.night.night import show_night
 from batch_system.pages.runs import bulks, run_actions, runs
 from batch_system.pages.tasks import backfills, task, tasks
 from batch_system.verbs.incidents import ListIncidents
-from tests.demo import files, making
-from tests.demo.times import NOW
 from tests.pages.outline import outline
 
 STORED = Path(__file__).parent / "structure"
@@ -90,10 +90,12 @@ class Demo:
 async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
     folder = tmp_path_factory.mktemp("demo")
     files.write(folder)
-    await making.make(folder)
+    await making.make_night(folder)
+    TaskRegistry.clear()
+    await making.fill(folder)
     TaskRegistry.clear()
     async with AsyncExitStack() as stack:
-        with making.in_folder(folder):
+        with files.in_folder(folder):
             settings = get_settings()
             broken = load_tasks(settings.TASKS_DIR)
             loaded = Loaded(TaskRegistry.tasks(), broken)

@@ -8,13 +8,14 @@ import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from apscheduler.events import EVENT_JOB_EXECUTED, JobExecutionEvent
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.job import Job
+from apscheduler.schedulers import base
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.schedulers.base import STATE_PAUSED, STATE_STOPPED, BaseScheduler
 from apscheduler.triggers.base import BaseTrigger
@@ -38,6 +39,19 @@ NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 WATCHDOG_SECONDS = 1.0
 """How late a slot may be noticed after a step of the wall clock, at most."""
+
+
+class _ShiftedDatetime(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return clock.now().astimezone(tz)
+
+
+def follow_shifted_clock() -> None:
+    """For the demonstration: APScheduler reads the wall clock as `clock.shift_to` has set it. It
+    holds for all schedulers of this process.
+    """
+    base.datetime = _ShiftedDatetime
 
 
 class Notify(Protocol):

@@ -7,14 +7,14 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from batch_system.batch.ledger.states import Rank
+from batch_system.demo import acts
+from batch_system.demo.acts import ByHand, Told
+from batch_system.demo.ordinary import Maker
+from batch_system.demo.services import handled
+from batch_system.demo.story import DISK_FULL, MAIL, SEARCH, SHOP
+from batch_system.demo.times import EVENING, at
+from batch_system.demo.writing import Stage
 from batch_system.verbs.tasks import PauseTask, ResumeTask
-from tests.demo import acts
-from tests.demo.acts import ByHand, Told
-from tests.demo.ordinary import Maker
-from tests.demo.services import handled
-from tests.demo.story import DISK_FULL, MAIL, SEARCH, SHOP
-from tests.demo.times import EVENING, at
-from tests.demo.writing import Stage
 
 PAUSED, PAUSED_AT, RESUMED_AT = "ads_spend", at("10-21 10:02"), at("10-21 12:10")
 NO_EAN = "KeyError('ean')"

@@ -4,11 +4,15 @@ of backups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from batch_system.batch.nodes.process_lock import PREFIX, is_gone
-from tests.demo.cast import CAST, SHIPPED, Part
+from batch_system.demo.cast import CAST, SHIPPED, Part
+from batch_system.errors import InvalidParameters, WrongState
+from batch_system.settings.reading import Settings, forget_settings
 
 SETTINGS: Mapping[str, str] = {
     "BATCH_VERSION": "2.14.1",
@@ -23,8 +27,29 @@ SETTINGS: Mapping[str, str] = {
 """The settings of the story, which its `.env` has."""
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """The settings that a process of the demonstration has in its environment."""
+@contextmanager
+def in_folder(folder: Path) -> Iterator[None]:
+    """Within the block the folder is the working directory, and the settings are those of the
+    demonstration. Settings in the environment may name databases and channels of somebody else.
+    """
+    before, environment = Path.cwd(), dict(os.environ)
+    own = _own_settings(folder)
+    for name in environment:
+        if name in Settings.model_fields or name.startswith("BATCH_"):
+            del os.environ[name]
+    os.environ.update(own)
+    os.chdir(folder)
+    forget_settings()
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        os.environ.clear()
+        os.environ.update(environment)
+        forget_settings()
+
+
+def _own_settings(folder: Path) -> dict[str, str]:
     return {
         "DATABASE_URL": f"sqlite+aiosqlite:///{folder / 'app.db'}",
         "LEDGER_URL": f"sqlite+aiosqlite:///{folder / 'ledger.db'}",
@@ -43,18 +68,16 @@ def take(folder: Path) -> None:
     deleted.
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
-        raise SystemExit(f"{folder} has other files: name a folder that is missing or empty")
+        raise InvalidParameters(f"{folder} has other files; allowed: a missing or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text(
-        "Made by `python -m tests.demo`, which deletes and writes files here.\n"
-    )
+    (folder / MARK).write_text("Made by `batch demo`, which deletes and writes files here.\n")
 
 
 def refuse_running(folder: Path) -> None:
     """Leave the databases alone while a service uses them."""
     nodes = [file.name.removeprefix(PREFIX) for file in folder.glob(f"{PREFIX}*")]
     if any(not is_gone(folder, node) for node in nodes):
-        raise SystemExit(f"a service runs in {folder}: stop it first")
+        raise WrongState(f"a service runs in {folder}: stop it first")
 
 
 def write(folder: Path) -> None:

@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+from sqlalchemy import delete
+
 from batch_system import clock
+from batch_system.batch.ledger import tables
 from batch_system.batch.night import keeper
 from batch_system.batch.night.keeper import TallyKeeper
 from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.tasks.live_reload import TasksFolder
 from batch_system.batch.tasks.registry import Task
-from batch_system.config import forget_settings, get_settings
+from batch_system.demo import acts, backing_up, earlier, files, services, story
+from batch_system.demo.cast import CAST, FEED_BEFORE, Part
+from batch_system.demo.ordinary import LOGGED_FROM, Made, Maker
+from batch_system.demo.times import FORTNIGHT, LONG_AGO, NOW
+from batch_system.demo.writing import Stage, id_at, ids_of_the_story
 from batch_system.operations.asking.databases import open_databases
-from tests.demo import acts, backing_up, earlier, files, services, story
-from tests.demo.cast import CAST, FEED_BEFORE, Part
-from tests.demo.ordinary import Made, Maker
-from tests.demo.times import FORTNIGHT, LONG_AGO, NOW
-from tests.demo.writing import Stage, id_at, ids_of_the_story
+from batch_system.settings.reading import get_settings
 
 
-async def make(folder: Path) -> None:
-    """Make the databases in a folder that has the tasks. It is the working directory meanwhile."""
-    with in_folder(folder), clock.moved(LONG_AGO), ids_of_the_story():
+async def make_night(folder: Path) -> None:
+    """Make the databases without most of the ordinary runs that are older than the last night,
+    which `fill` adds.
+    """
+    async with _stage(folder) as stage:
+        stage.set_aside(before=LOGGED_FROM)
+        await stage.play()
+        clock.advance(NOW - clock.now())
+        await stage.look()
+
+
+async def fill(folder: Path) -> None:
+    """Add what `make_night` has left out, to databases that a service may use meanwhile."""
+    async with _stage(folder) as stage:
+        await stage.write(stage.set_aside(before=LOGGED_FROM))
+        async with stage.ledger.engine.begin() as connection:
+            # They were computed without these runs.
+            await connection.execute(delete(tables.durations))
+        clock.advance(NOW - clock.now())
+        stage.watch_by(stage.node_at(NOW))
+        await _tally(stage)
+
+
+@asynccontextmanager
+async def _stage(folder: Path) -> AsyncIterator[Stage]:
+    """Everything that will be written. Within the block the clock is moved."""
+    with files.in_folder(folder), _without_log(), clock.moved(LONG_AGO), ids_of_the_story():
         settings = get_settings()
         loaded = TasksFolder(settings.TASKS_DIR)
         tasks = {name: task for name, task in loaded.load().items() if _is_of(task, folder)}
@@ -36,10 +62,7 @@ async def make(folder: Path) -> None:
         try:
             stage = Stage(ledger, application, tasks, settings)
             _plan(stage, folder)
-            await stage.play()
-            clock.advance(NOW - clock.now())
-            await stage.look()
-            await _tally(stage)
+            yield stage
         finally:
             await ledger.dispose()
             await application.dispose()
@@ -50,19 +73,12 @@ def _is_of(task: Task, folder: Path) -> bool:
 
 
 @contextmanager
-def in_folder(folder: Path) -> Iterator[None]:
-    """In the folder, with the settings of the demonstration, and without log lines."""
-    before = Path.cwd()
-    with patch.dict(os.environ, files.environment(folder)):
-        os.chdir(folder)
-        forget_settings()
-        logging.disable()
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-            os.chdir(before)
-            forget_settings()
+def _without_log() -> Iterator[None]:
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _plan(stage: Stage, folder: Path) -> None:

@@ -1,5 +1,5 @@
 """Pictures of the pages for the documentation, of the demonstration: `python -m
-tests.demo.screenshots [FOLDER]`.
+tests.pages.screenshots [FOLDER]`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.processes import ROOT
+from tests.processes import BATCH, ROOT
 from tests.web import browsers
 from tests.web.browsers import Scheme, show_as
 
@@ -42,15 +42,7 @@ async def main(pictures: Path) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         with (folder / "out").open("w") as out:
-            command = (
-                sys.executable,
-                "-m",
-                "tests.demo",
-                str(folder / "demo"),
-                "--serve",
-                "--port",
-                "0",
-            )
+            command = (*BATCH, "demo", "--folder", str(folder / "demo"), "--port", "0")
             served = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
         try:
             url = await asyncio.to_thread(_address, folder / "out")

@@ -16,8 +16,8 @@ import jinja2
 from batch_system import failures
 from batch_system.batch.execution.fingerprint import TIMED_OUT, fingerprint_of
 from batch_system.batch.ledger.run_logs import LogLine
+from batch_system.demo.cast import PARTS
 from batch_system.errors import RetryAfter
-from tests.demo.cast import PARTS
 
 TIMED_OUT_AFTER = "timed out after "
 _NAMES = {

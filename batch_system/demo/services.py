@@ -24,12 +24,21 @@ from batch_system.batch.ledger.states import Rank
 from batch_system.batch.ledger.tables import nodes as nodes_table
 from batch_system.batch.ledger.tables import schedules as schedules_table
 from batch_system.batch.nodes import orphans
-from batch_system.batch.nodes.node import package_version
+from batch_system.demo.cast import CAST, FEED_BEFORE, PARTS
+from batch_system.demo.ordinary import Maker
+from batch_system.demo.times import (
+    DOWNS,
+    FORTNIGHT,
+    LONG_AGO,
+    NOW,
+    SERVICES,
+    SHORTLY,
+    Down,
+    Service,
+)
+from batch_system.demo.writing import Stage
 from batch_system.server import deploys
-from tests.demo.cast import CAST, FEED_BEFORE, PARTS
-from tests.demo.ordinary import Maker
-from tests.demo.times import DOWNS, FORTNIGHT, LONG_AGO, NOW, SERVICES, SHORTLY, Down, Service
-from tests.demo.writing import Stage
+from batch_system.versions import package_version
 
 BEAT = 5
 FEED_CHANGED = next(s.start for s in SERVICES if s.application == "2.14.1" and s.host == "node-b")

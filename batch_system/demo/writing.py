@@ -26,15 +26,15 @@ from batch_system.batch.ledger.states import RunState
 from batch_system.batch.nodes import ledger_poll
 from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.tasks.registry import Task
-from batch_system.config import Settings
 from batch_system.database import types
 from batch_system.database.engine import Database
+from batch_system.demo.failing import Failure, stamp
+from batch_system.demo.ordinary import SEED, Made
+from batch_system.demo.times import SERVICES
 from batch_system.operations.asking.actor import Actor
 from batch_system.operations.asking.context import Loaded
 from batch_system.operations.operations import Operations
-from tests.demo.failing import Failure, stamp
-from tests.demo.ordinary import SEED, Made
-from tests.demo.times import SERVICES
+from batch_system.settings.settings import Settings
 
 AT_ONCE = 2_000
 """So many rows are written by one statement."""
@@ -70,8 +70,11 @@ def id_at(instant: datetime) -> str:
 class Stage:
     """The databases, and what is still to be written.
 
-    `nodes`: the id of each service of SERVICES. `watcher`: of the one that has the duty of the
-    watch now.
+    Attributes:
+        nodes: The id of each service of SERVICES.
+        made: The ordinary runs.
+        told_of: The ids of those by which something that is told ends.
+        watcher: The id of the service that has the duty of the watch now.
     """
 
     ledger: Database
@@ -80,6 +83,7 @@ class Stage:
     settings: Settings
     nodes: list[str] = field(default_factory=lambda: [id_at(service.start) for service in SERVICES])
     made: list[Made] = field(default_factory=list)
+    told_of: set[str] = field(default_factory=set)
     watcher: str = ""
     _watch: Watch | None = None
     _acts: list[tuple[datetime, int, bool, Act]] = field(default_factory=list)
@@ -112,6 +116,17 @@ class Stage:
         """Let `act` be awaited at an instant. `looks`: the watch looks at the ledger after it."""
         heapq.heappush(self._acts, (instant, next(self._numbers), looks, act))
 
+    def set_aside(self, before: datetime) -> list[Made]:
+        """Take out the ordinary runs that have ended before an instant, but for those of which
+        something is told.
+        """
+        aside = [
+            made for made in self.made if made.ended < before and made.run["id"] not in self.told_of
+        ]
+        ids = {made.run["id"] for made in aside}
+        self.made = [made for made in self.made if made.run["id"] not in ids]
+        return aside
+
     async def play(self) -> None:
         """Write everything, within `clock.moved`."""
         self.made.sort(key=lambda made: made.ended)
@@ -131,6 +146,10 @@ class Stage:
         ended = self.made[first : self._position]
         if moves and instant > clock.now():
             clock.advance(instant - clock.now())
+        await self.write(ended)
+
+    async def write(self, ended: Sequence[Made]) -> None:
+        """Write runs that have ended."""
         for begin in range(0, len(ended), AT_ONCE):
             await self._write(ended[begin : begin + AT_ONCE])
 

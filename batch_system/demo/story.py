@@ -14,16 +14,16 @@ from batch_system.batch.ledger.missed_ranges import Cause, MissedRange
 from batch_system.batch.ledger.run_logs import Block
 from batch_system.batch.ledger.runs import Active, Claimed
 from batch_system.batch.ledger.states import Origin, Rank
+from batch_system.demo import acts
+from batch_system.demo.acts import SECOND, ByHand, Told
+from batch_system.demo.cast import NO_VAT_ID, REFUSED, UNAUTHORIZED, WAIT_FOR_FILE
+from batch_system.demo.failing import failure_of
+from batch_system.demo.ordinary import Maker
+from batch_system.demo.services import handled
+from batch_system.demo.times import DOWNS, NOW, SHORTLY, at
+from batch_system.demo.writing import Stage, info
 from batch_system.verbs.incidents import AcknowledgeIncident, ListIncidents
 from batch_system.verbs.tasks import PauseTask
-from tests.demo import acts
-from tests.demo.acts import SECOND, ByHand, Told
-from tests.demo.cast import NO_VAT_ID, REFUSED, UNAUTHORIZED, WAIT_FOR_FILE
-from tests.demo.failing import failure_of
-from tests.demo.ordinary import Maker
-from tests.demo.services import handled
-from tests.demo.times import DOWNS, NOW, SHORTLY, at
-from tests.demo.writing import Stage, info
 
 PAUSED, PAUSED_AT = "cleanup_uploads", at("10-24 16:12:20")
 DISK_FULL = "OSError(28, 'No space left on device', '/var/out/statement_v4/40612.pdf')"

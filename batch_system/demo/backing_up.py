@@ -13,11 +13,11 @@ from batch_system.backup.file.folder import PIN, STAMP
 from batch_system.backup.places.place import FOLDER
 from batch_system.batch.ledger import backups
 from batch_system.batch.ledger.backups import CHECKSUMS, RESTORED, Facts
-from tests.demo import files
-from tests.demo.acts import nothing
-from tests.demo.ordinary import Made
-from tests.demo.times import at
-from tests.demo.writing import Stage
+from batch_system.demo import files
+from batch_system.demo.acts import nothing
+from batch_system.demo.ordinary import Made
+from batch_system.demo.times import at
+from batch_system.demo.writing import Stage
 
 LAST = at("10-25 02:00")
 SIZE, ROWS, TABLES = 4_820_000_000, 61_325_194, 61

@@ -12,9 +12,9 @@ from typing import Any
 from batch_system.batch.cron.cron import schedule
 from batch_system.batch.ledger.run_logs import Block, LogLine
 from batch_system.batch.ledger.states import Origin, Rank, RunState
-from tests.demo.cast import Part
-from tests.demo.failing import Failure, failure_of, stamp
-from tests.demo.times import DOWNS, NOW, SERVICES, at
+from batch_system.demo.cast import Part
+from batch_system.demo.failing import Failure, failure_of, stamp
+from batch_system.demo.times import DOWNS, NOW, SERVICES, at
 
 LOGGED_FROM = at("10-23 16:00")
 """Earlier runs have no log."""

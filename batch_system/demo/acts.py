@@ -14,14 +14,14 @@ from batch_system import clock
 from batch_system.batch.ledger.run_logs import LogLine
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.ledger.states import RunState
+from batch_system.demo.cast import PARTS
+from batch_system.demo.failing import failure_of
+from batch_system.demo.times import SHORTLY
+from batch_system.demo.writing import Stage, info
 from batch_system.operations.asking.filter import RunFilter
 from batch_system.operations.bulks.bulk import carry_out
 from batch_system.verbs.bulks import BeginBulk, PreviewBulk
 from batch_system.verbs.run_changes import CancelRun, RetryRun, StartRun
-from tests.demo.cast import PARTS
-from tests.demo.failing import failure_of
-from tests.demo.times import SHORTLY
-from tests.demo.writing import Stage, info
 
 SECOND = timedelta(seconds=1)
 
@@ -62,9 +62,11 @@ def plan(stage: Stage, told: Told) -> None:
     if told.by is not None:
         stage.add(told.ended + told.after, partial(_retry, stage, told, told.by))
         return
-    later = [m.ended for m in stage.made if m.run["task"] == told.task and m.ended > told.ended]
+    later = [m for m in stage.made if m.run["task"] == told.task and m.ended > told.ended]
     if later:
-        stage.add(min(later) + SECOND, nothing)
+        success = min(later, key=lambda made: made.ended)
+        stage.told_of.add(success.run["id"])
+        stage.add(success.ended + SECOND, nothing)
 
 
 async def nothing() -> None:

@@ -1,0 +1,171 @@
+"""The pages of the reference that are made from the code when the site is built: every command
+with its options, every resource and field of the HTTP API, every setting, and every error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import typer.main
+from typer.core import TyperArgument, TyperGroup, TyperOption
+
+MADE = "This page is made from the code."
+CHECKS = {
+    "gt": "more than",
+    "ge": "at least",
+    "lt": "less than",
+    "le": "at most",
+}
+
+
+def commands() -> str:
+    from batch_system.cli import cli
+
+    batch = typer.main.get_command(cli)
+    about = f"{MADE} [Commands](../cli.md) explains what they do, with examples of their output."
+    return "\n\n".join(["# All commands and options", about, *_command(batch, "batch")])
+
+
+def _command(command: Any, name: str) -> Iterator[str]:
+    yield f"## {name}"
+    yield _cell(command.help or "")
+    named = (each for each in command.params if isinstance(each, TyperArgument | TyperOption))
+    yield from _table(("option or argument", "what it is"), map(_parameter, named))
+    if isinstance(command, TyperGroup):
+        context = command.make_context(name, [], resilient_parsing=True)
+        for each in command.list_commands(context):
+            yield from _command(command.get_command(context, each), f"{name} {each}")
+
+
+def _parameter(each: TyperArgument | TyperOption) -> tuple[str, str]:
+    names = [*each.opts, *each.secondary_opts] if isinstance(each, TyperOption) else [each.name]
+    return ", ".join(f"`{name}`" for name in names), each.help or ""
+
+
+def api() -> str:
+    from batch_system.app import create_app
+
+    made: dict[str, Any] = create_app().openapi()  # type: ignore[attr-defined]
+    parts = ["# All resources and fields", f"{MADE} [The HTTP API](../api.md) has examples."]
+    for path, methods in sorted(made["paths"].items()):
+        for method, operation in methods.items():
+            parts += _operation(f"{method.upper()} {path}", operation)
+    for name, schema in sorted(made["components"]["schemas"].items()):
+        parts += _schema(name, schema)
+    return "\n\n".join(parts)
+
+
+def _operation(title: str, operation: dict[str, Any]) -> Iterator[str]:
+    yield f"## {title}"
+    yield _cell(operation.get("description", operation.get("summary", "")))
+    given = operation.get("parameters", [])
+    yield from _table(
+        ("parameter", "where", "type", "what it is"),
+        (
+            (f"`{each['name']}`", each["in"], _type(each["schema"]), each.get("description", ""))
+            for each in given
+        ),
+    )
+    body = operation.get("requestBody")
+    if body:
+        yield f"The body: {_type(next(iter(body['content'].values()))['schema'])}"
+    answers = {
+        _type(content["schema"])
+        for status, answer in operation["responses"].items()
+        if status < "300"
+        for content in answer.get("content", {}).values()
+        if content.get("schema")
+    }
+    yield f"The answer: {', '.join(sorted(answers)) or 'nothing, or text'}"
+
+
+def _schema(name: str, schema: dict[str, Any]) -> Iterator[str]:
+    yield f"## {name}"
+    yield _cell(schema.get("description", ""))
+    if "enum" in schema:
+        yield "One of " + ", ".join(f"`{value}`" for value in schema["enum"]) + "."
+    needed = schema.get("required", [])
+    yield from _table(
+        ("field", "type", "needed", "what it is"),
+        (
+            (f"`{field}`", _type(of), "yes" if field in needed else "", of.get("description", ""))
+            for field, of in schema.get("properties", {}).items()
+        ),
+    )
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    for several in ("anyOf", "oneOf", "allOf"):
+        if several in schema:
+            return " or ".join(_type(each) for each in schema[several])
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if schema.get("type") == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return f"{schema.get('type', 'any value')} {schema.get('format', '')}".strip()
+
+
+def settings() -> str:
+    from batch_system.config import Settings
+
+    rows = (
+        (
+            f"`{name}`",
+            "empty" if field.default in (None, "") else f"`{field.default}`",
+            ", ".join(
+                f"{words} {getattr(check, bound):.15g}"
+                for check in field.metadata
+                for bound, words in CHECKS.items()
+                if getattr(check, bound, None) is not None
+            ),
+            field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    )
+    about = f"{MADE} [Settings](../settings.md) explains them in groups."
+    table = _table(("setting", "default", "allowed", "what it is"), rows)
+    return "\n\n".join(["# All settings", about, *table])
+
+
+def errors() -> str:
+    from batch_system import errors
+
+    tree = inspect.cleandoc(errors.__doc__ or "")
+    found = [
+        error
+        for _, error in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(error, BaseException)
+    ]
+    about = f"{MADE} [Runs](../runs.md#errors) says which of them an author meets, and why."
+    parts = ["# All errors", about, f"```text\n{tree}\n```"]
+    for error in found:
+        parts += [f"## {error.__name__}", _cell(inspect.getdoc(error) or "")]
+    return "\n\n".join(parts)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/commands.md": commands,
+    "reference/api.md": api,
+    "reference/settings.md": settings,
+    "reference/errors.md": errors,
+}
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    lines = [" | ".join(_cell(cell) for cell in row) for row in rows]
+    if lines:
+        ruled = [" | ".join(head), "|".join("---" for _ in head), *lines]
+        yield "\n".join(f"| {line} |" for line in ruled)
+
+
+def _cell(text: str) -> str:
+    """In one line, without what Markdown would take for a column or for HTML."""
+    return re.sub(r"\s+", " ", text).strip().replace("|", "\\|").replace("<", "&lt;")
