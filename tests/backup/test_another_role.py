@@ -81,15 +81,13 @@ async def test_the_backup_role_backs_up_compares_and_restores_rows_hidden_from_t
         await create_backup(tmp_path / "backups")
     settings(BACKUP_DATABASE_URL=str(other))
     path = str(await create_backup(tmp_path / "backups"))
-    assert (
-        await check_by_restoring(access(get_settings()), path)
-    ).rows == 3  # one says which code may use our tables
+    assert (await check_by_restoring(access(get_settings()), path)).rows == 3
     await execute(postgres_database, "DELETE FROM users WHERE id = 2")
     (users,) = [one for one in (await diff(get_settings(), path)).tables if one.table == "users"]
     assert users.removed == 1
     assert (
         await restore(access(get_settings()), RestoreRequest(path, safety=False))
-    ).report.rows == 3  # one says which code may use our tables
+    ).report.rows == 3
     async with connected(postgres_database) as connection:
         assert await connection.fetchval("SELECT count(*) FROM users") == 2
         assert [row["tableowner"] for row in await connection.fetch(OWNERS)] == [APPLICATION]
@@ -100,9 +98,7 @@ async def test_a_restore_into_an_empty_database_makes_the_application_role_the_o
 ) -> None:
     path = str(await create_backup(tmp_path / "backups"))
     settings(DATABASE_URL=as_role(empty, APPLICATION), BACKUP_DATABASE_URL=as_role(empty, BACKUPS))
-    assert (
-        await restore(access(get_settings()), RestoreRequest(path))
-    ).report.rows == 3  # one says which code may use our tables
+    assert (await restore(access(get_settings()), RestoreRequest(path))).report.rows == 3
     async with connected(empty) as connection:
         assert [row["tableowner"] for row in await connection.fetch(OWNERS)] == [APPLICATION]
 
