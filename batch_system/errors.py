@@ -225,6 +225,15 @@ class LeaseLost(DatabaseError):
     kind = "conflict"
 
 
+WITHOUT_POOLER = (
+    "backups and restores need a connection without a pooler; set BACKUP_DATABASE_URL to the "
+    "address of the server itself"
+)
+"""The message of a BackupError about a pooler in transaction mode. It stands here because the
+process that makes a backup does not import the settings.
+"""
+
+
 class BackupError(BatchError):
     """The message is cut to LONGEST_MESSAGE, because a file from outside may hold any number of
     names of any length.

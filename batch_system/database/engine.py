@@ -224,7 +224,7 @@ class Database:
         is_server = self.url.drivername == "postgresql+asyncpg"
         try:
             async with self.reader.connect() as connection:
-                row = (await connection.execute(PROOF if is_server else text("SELECT 1"))).one()
+                row = (await connection.execute(text(PROOF if is_server else "SELECT 1"))).one()
                 driver: Any = (await connection.get_raw_connection()).driver_connection
         except (
             DBAPIError,

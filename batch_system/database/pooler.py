@@ -5,14 +5,15 @@ server, so a setting is sent with each BEGIN, and nothing is kept in a session.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import Row, text
+if TYPE_CHECKING:  # the process that makes a backup imports no SQLAlchemy
+    from sqlalchemy import Row
 
 Pooler = Literal["transaction"]
 SETTING = "BATCH_DATABASE_POOLER"
 
-PROOF = text(
+PROOF = (
     "SELECT current_setting('jit', true) AS jit, "
     "current_setting('plan_cache_mode', true) AS plans, quote_ident(current_user) AS role, "
     "pg_backend_pid() AS process, "

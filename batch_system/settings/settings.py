@@ -17,13 +17,12 @@ from pydantic_settings import (
 )
 from sqlalchemy.engine import make_url
 
-from batch_system.errors import BackupError
+from batch_system.errors import WITHOUT_POOLER, BackupError
 from batch_system.settings.access import AccessSettings
 from batch_system.settings.alerts import AlertSettings, alert_urls
 from batch_system.settings.pools import Pool, pools_of
 from batch_system.settings.project_file import PROJECT_FILE, project_settings
 from batch_system.settings.urls import (
-    WITHOUT_POOLER,
     DatabaseUrl,
     LedgerUrl,
     PlaceUrl,

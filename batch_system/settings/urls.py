@@ -17,10 +17,6 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from batch_system.errors import InvalidSetting
 
 FILE = "file://"
-WITHOUT_POOLER = (
-    "backups and restores need a connection without a pooler; set BACKUP_DATABASE_URL to the "
-    "address of the server itself"
-)
 DRIVERS = {
     "postgres": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",

@@ -98,6 +98,7 @@ ONCE_AN_HOUR = {"prune", "unserved"}
 """Functions that may scan other tables than that of the runs."""
 
 IN_ORDER = {
+    "beat": r"(SCAN|Seq Scan on) batch_windows",
     "audit": r"USING INDEX ix_batch_events",
     "gauges": r"batch_tasks t$|^SCAN t$|INDEX "
     r"(uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$"
@@ -130,7 +131,7 @@ IN_ORDER = {
 count of items in quarantine and the search for the newest processes; the indexes of nodes and
 incidents have only living and open ones; monitoring and the page of tasks show each task; cursors
 are looked through when a clock was set back; PostgreSQL scans the few previews of a day, and the
-tally while it is as small as here.
+tally while it is as small as here; there is one window for each history.
 """
 
 PLANS = {

@@ -532,13 +532,15 @@ def test_a_file_that_is_no_database_is_named(batch: Batch, report: None, tmp_pat
 
 @pytest.fixture
 async def newer(database_url: str) -> str:
-    """A database that a newer version of the code has migrated."""
+    """A database that newer code has migrated so that this code can't work with it."""
     database = Database(database_url, setting="LEDGER_URL")
     await migrate(database, LEDGER_HISTORY)
     await migrate(database, *APPLICATION_HISTORIES)
     async with database.engine.begin() as connection:
         for table in ("batch_alembic_version", "alembic_version"):
             await connection.execute(text(f"UPDATE {table} SET version_num = 'from_the_future'"))
+        for table in ("batch_windows", "batch_data_windows"):
+            await connection.execute(text(f"UPDATE {table} SET oldest = 'from_the_future'"))
     await database.dispose()
     return database_url
 

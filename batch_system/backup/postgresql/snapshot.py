@@ -13,8 +13,7 @@ from batch_system.backup.file.selection import Selection
 from batch_system.backup.postgresql import relations
 from batch_system.backup.postgresql.relations import Contents, SourceRelation
 from batch_system.database.postgresql_connections import Connection
-from batch_system.errors import BackupError
-from batch_system.settings.urls import WITHOUT_POOLER
+from batch_system.errors import WITHOUT_POOLER, BackupError
 
 TRIES = 5
 LOCK_SECONDS = 60
