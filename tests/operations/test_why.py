@@ -239,7 +239,9 @@ class Transfers(BaseTask):
             async with get_db() as other:
                 await self.touch(db, 1)
                 await self.touch(other, 2)
-                await asyncio.gather(self.touch(db, 2), self.touch(other, 1))
+                both = (self.touch(db, 2), self.touch(other, 1))
+                ends = await asyncio.gather(*both, return_exceptions=True)
+                raise next(end for end in ends if isinstance(end, Exception))
 
     async def touch(self, db: Any, user: int) -> None:
         await db.execute(update(User).where(User.id == user).values(email=f"new {user}"))
