@@ -354,10 +354,14 @@ def _of_durations(good: Compared, bad: Compared, usual: Durations) -> list[RunDi
     if old is None or new is None or max(old, new) < 1 or max(old, new) < MUCH * min(old, new):
         return []
     p50, p95 = usual.p50, usual.p95
-    known = f", usually {p50:.1f} to {p95:.1f} s" if p50 is not None and p95 is not None else ""
-    return [
-        RunDifference(part="duration", name=None, good=f"{old:.1f} s{known}", bad=f"{new:.1f} s")
-    ]
+    known = f", usually {_took(p50)} to {_took(p95)}" if p50 is not None and p95 is not None else ""
+    return [RunDifference(part="duration", name=None, good=f"{_took(old)}{known}", bad=_took(new))]
+
+
+def _took(seconds: float) -> str:
+    """Such as `54.3 s` or `2 min 7 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes:,} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _of_logs(good: Compared, bad: Compared, kinds: int) -> list[RunDifference]:
