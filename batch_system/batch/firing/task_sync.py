@@ -12,7 +12,7 @@ from sqlalchemy import Column, Integer, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.cron import Schedule
-from batch_system.batch.firing import declared_changes, followed_schedules
+from batch_system.batch.firing import task_changes, followed_schedules
 from batch_system.batch.firing.firing import fire
 from batch_system.batch.firing.misfires import SlotPlan, plan_all_missed
 from batch_system.batch.ledger import (
@@ -82,7 +82,7 @@ async def record_tasks(
         f"FROM {from_rows} CROSS JOIN declared WHERE declared.number = v.number "
         f"ORDER BY v.name ON CONFLICT (name) DO UPDATE SET {updates}, removed_at = NULL"
     )
-    changes = await declared_changes.of_tasks(connection, loaded, node)
+    changes = await task_changes.of_tasks(connection, loaded, node)
     encoded = [json_rows.encode(each, kind) for each in (rows, declared.values())]
     await connection.execute(statement, {"rows": encoded[0], "declared": encoded[1]})
     for change in changes:

@@ -1,1 +1,1 @@
-"""The pages of incidents: the list, the room of one incident, and what a person does about it."""
+"""The list of incidents, the room of one, and what a person does about it."""

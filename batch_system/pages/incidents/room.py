@@ -70,11 +70,22 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
         same=formatting.sentence_list([_PARTS[part] for part in found.why.comparison.same])
         if found.why.comparison is not None
         else "",
+        differ=_differ(found),
         as_text="\n".join(lines_of(found.why)),
         is_of_runs=incident.kind in OF_RUNS,
         can_reopen=incident.acknowledged_at is not None or bool(just_done),
         just_done=just_done,
     )
+
+
+def _differ(found: Room) -> str:
+    """Such as "3 things differ, 7 are the same"; empty without a comparison."""
+    compared = found.why.comparison
+    if compared is None:
+        return ""
+    number, same = len(compared.differences), len(compared.same)
+    differs = f"{formatting.counted(number, 'thing')} {'differs' if number == 1 else 'differ'}"
+    return f"{differs}, {same} {'is' if same == 1 else 'are'} the same"
 
 
 async def download_text(request: Request, viewer: Viewer) -> Response:
