@@ -12,7 +12,7 @@ from sqlalchemy import Column, Integer, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.cron import Schedule
-from batch_system.batch.firing import task_changes, followed_schedules
+from batch_system.batch.firing import followed_schedules, task_changes
 from batch_system.batch.firing.firing import fire
 from batch_system.batch.firing.misfires import SlotPlan, plan_all_missed
 from batch_system.batch.ledger import (
