@@ -182,7 +182,7 @@ def test_the_task_and_the_test_in_a_description_are_run(readme: str, tmp_path: P
     texts = [block["text"] for block in blocks if block["language"] == "python"]
     names = ["tasks/hello.py", "tests/test_hello.py"][: len(texts)]
     for name, text in zip(names, texts, strict=True):
-        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     kept = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
 
