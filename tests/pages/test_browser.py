@@ -34,6 +34,7 @@ ADDRESSES = (
         "/tasks/orders",
         "/tasks/none",
         "/files/broken?source=tasks%2Fbroken.py",
+        "/incidents",
         "/runs",
         "/runs?state=failed",
     ),
@@ -493,6 +494,7 @@ async def addresses(site: Site) -> dict[str, str]:
     return {
         **{path: path for path in ADDRESSES},
         "run": f"/runs/{run}",
+        "incident": f"/incidents/{incident}",
         "retry": f"/runs/{run}/retry",
         "retry of an incident": f"/incidents/{incident}/retry",
         "acknowledge": f"/incidents/{incident}/acknowledge",

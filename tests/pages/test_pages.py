@@ -20,6 +20,7 @@ from batch_system.batch.ledger.incidents.tables import incidents
 from batch_system.batch.ledger.missed_ranges import Cause, MissedRange
 from batch_system.batch.ledger.tables import new_id
 from batch_system.operations.asking.actor import ROLES, Role
+from batch_system.operations.incidents.results import Incident
 from batch_system.operations.people import access
 from batch_system.operations.runs import read
 from batch_system.pages.routes import routes
@@ -42,6 +43,7 @@ PAGES: dict[str, Role] = {
     "/tasks/report/start": "operator",
     "/tasks/report/pause": "operator",
     "/tasks/report/resume": "operator",
+    "/incidents": "viewer",
     "/runs": "viewer",
     "/runs?state=failed&task=report": "viewer",
     "/backups": "viewer",
@@ -397,6 +399,12 @@ async def test_texts_of_authors_are_shown_and_never_executed(
         StartRun(name="hostile", parameters={"text": HOSTILE.replace("\x00", "")})
     )
     await until(lambda: rows(people.served.service.ledger, id=started.id, state="failed"))
+
+    async def opened() -> list[Incident]:
+        return (await operations(ListIncidents(task="hostile"))).incidents
+
+    (found,) = await until(opened)
+    incident = found.id
     await operations(AcknowledgeRun(run=started.id, note=f"note {HOSTILE.replace(chr(0), '')}"))
     for path in (
         "/",
@@ -404,6 +412,8 @@ async def test_texts_of_authors_are_shown_and_never_executed(
         "/tasks/hostile",
         "/runs",
         f"/runs/{started.id}",
+        "/incidents",
+        f"/incidents/{incident}",
         "/changes",
         "/tasks/hostile/start",
     ):
@@ -411,6 +421,9 @@ async def test_texts_of_authors_are_shown_and_never_executed(
         assert "<script>alert" not in html, path
         assert not any(char in html for char in "\x1b\u202e\x00"), path
         assert INLINE.search(html) is None, path
+    answer = await admin.client.get(f"/incidents/{incident}/why.txt")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert not any(char in answer.text for char in "\x1b\u202e\x00")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in await admin.page(
         f"/runs/{started.id}"
     )

@@ -19,6 +19,7 @@ PAGES = (
     "/?since=24h",
     "/tasks",
     "/tasks?range=24",
+    "/incidents",
     "/runs",
     "/nodes",
     "/changes",

@@ -39,7 +39,7 @@ def new_lines(good: Sequence[LogLine], bad: Sequence[LogLine]) -> tuple[list[New
     severest = sorted(first, key=lambda kind: -_SEVERITY.get(kind[0], 1))[:MOST_SHOWN]
     shown = set(severest)
     lines = [
-        NewLine(at=line.at, level=line.level, text=_text(line), times=times[kind])
+        NewLine(at=line.at, level=line.level, text=first_line(line.text), times=times[kind])
         for kind, line in first.items()
         if kind in shown
     ]
@@ -47,8 +47,9 @@ def new_lines(good: Sequence[LogLine], bad: Sequence[LogLine]) -> tuple[list[New
 
 
 def _kind(line: LogLine) -> tuple[str, str]:
-    return line.level, without_changing(_text(line))
+    return line.level, without_changing(first_line(line.text))
 
 
-def _text(line: LogLine) -> str:
-    return line.text.split("\n", 1)[0][:LONGEST]
+def first_line(text: str) -> str:
+    """The first line of a message, of limited length."""
+    return text[:LONGEST].split("\n", 1)[0]

@@ -26,6 +26,7 @@ from batch_system.operations.incidents.results import Incident, IncidentDetails
 from batch_system.operations.people.redacting import hidden_tasks
 from batch_system.operations.why import changes, why
 from batch_system.operations.why.asked import Asked
+from batch_system.operations.why.log_kinds import first_line
 from batch_system.operations.why.results import Why
 
 MOST_COUNTED = 10_000
@@ -241,7 +242,11 @@ async def _slot_of(connection: AsyncConnection, run: str | None) -> datetime | N
 async def _newest_log(connection: AsyncConnection, run: str | None) -> list[Line]:
     if run is None:
         return []
-    return [Line.of(vars(each)) for each in await run_logs.tail(connection, run, LAST_LINES)]
+    lines = await run_logs.tail(connection, run, LAST_LINES)
+    return [
+        Line(at=each.at, level=each.level, logger=each.logger, text=first_line(each.text))
+        for each in lines
+    ]
 
 
 async def _earlier(asked: Asked, row: Row[Any]) -> list[Incident]:

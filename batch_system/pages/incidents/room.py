@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from batch_system.batch.ledger.states import OF_RUNS
+from batch_system.escaping import cut
 from batch_system.operations.why import room as rooms
 from batch_system.operations.why.room import Event, Room
 from batch_system.operations.why.text import lines_of
@@ -23,6 +24,7 @@ from batch_system.verbs.why import WhyIncident
 from batch_system.words import INCIDENTS
 
 _LONGEST_NUMBER = 9
+LONGEST_CHANGE = 100
 _PARTS = {
     "version": "version",
     "file": "task file",
@@ -157,7 +159,8 @@ def _station(event: Event, gap: str, found: Room, viewer: Viewer) -> Station:
         took = f"took {formatting.duration(seconds)}" if seconds is not None else ""
         return Station("circle-check", "ok", "Last good", when, took, gap)
     if event.kind == "change":
-        return Station("settings-2", "", "Change", when, _change_in_words(event), gap)
+        words = cut(_change_in_words(event), LONGEST_CHANGE)
+        return Station("settings-2", "", "Change", when, words, gap)
     if event.kind == "first":
         seconds = compared.bad.seconds if compared is not None else None
         took = f"failed after {formatting.duration(seconds)}" if seconds is not None else ""
