@@ -46,6 +46,7 @@ TASKS = 200
 AT_ONCE = 20_000
 FAILED_EVERY = 20_000
 MINUTE = timedelta(minutes=1)
+LONGEST_LAG = 10.0
 
 
 async def fill(ledger: Database, number: int, now: datetime) -> None:
@@ -127,9 +128,8 @@ async def tally(ledger: Database) -> float:
     """
     node = new_id()
     async with ledger.engine.begin() as connection:
-        await duties.take_from_the_dead(
-            connection, WATCH, node, await database_time.now_of(connection)
-        )
+        now = await database_time.now_of(connection)
+        await duties.take_from_the_dead(connection, WATCH, node, now, LONGEST_LAG)
     keeper = TallyKeeper(ledger, node, lambda: True, Outage())
     began = time.monotonic()
     await keeper.keep_up()
@@ -212,6 +212,12 @@ def ask(folder: Path, url: str, since: str, number: int) -> list[tuple[str, ...]
                         timed(lambda: client.get("/api/v1/night"), number),
                     ),
                 ]
+                failed = client.get("/api/v1/runs", params={"state": "failed", "limit": 1}).json()
+                task = failed["runs"][0]["task"]
+                rows += [
+                    line(f"/api/v1/{what}", timed(_ask(client, f"/api/v1/{what}"), number))
+                    for what in (f"runs/{failed['runs'][0]['id']}/why", f"tasks/{task}/why")
+                ]
             few = max(5, number // 10)
             rows.append(
                 line(
@@ -242,6 +248,10 @@ def _run_command(
         [*command, *words], cwd=folder, env=environment, capture_output=True, check=False
     )
     assert done.returncode in (0, 1), done.stderr
+
+
+def _ask(client: httpx.Client, path: str) -> Callable[[], object]:
+    return lambda: client.get(path).raise_for_status()
 
 
 def _address(out: Path) -> str:

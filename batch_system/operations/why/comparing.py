@@ -30,8 +30,10 @@ from batch_system.operations.why.log_kinds import FROM_EACH_END, new_lines
 from batch_system.operations.why.results import Comparison, Part, RunDifference, Side
 from batch_system.redaction import MASK, Redaction
 
-MOST_SEARCHED = 5_000
-"""A success is searched for in at most this many runs before the first failure."""
+SEARCHED = (50, 5_000)
+"""A success is searched for in at most this many runs before the first failure; in the larger
+number if it is not among the first.
+"""
 MOST_STARTS = 200
 """The start of a node is searched for in at most this many of the starts before the run."""
 MOST_BLOCKS = 4
@@ -77,25 +79,27 @@ async def last_good(connection: AsyncConnection, task: str, before: datetime) ->
     """The newest run of a task that was made before an instant and has succeeded; None if there is
     none among the runs that are searched.
     """
-    found = await _newest_success(connection, task, before)
-    if found is not None:
-        return found
+    for most in SEARCHED:
+        if (found := await _newest_success(connection, task, before, most)) is not None:
+            return found
     # So many others lie in between. The durations know when the task succeeded last.
     known = select(durations.c.last_success_at).where(durations.c.task == task)
     at: datetime | None = (await connection.execute(known)).scalar()
     if at is None or at >= before:
         return None
-    return await _newest_success(connection, task, at)
+    return await _newest_success(connection, task, at, SEARCHED[-1])
 
 
-async def _newest_success(connection: AsyncConnection, task: str, before: datetime) -> str | None:
+async def _newest_success(
+    connection: AsyncConnection, task: str, before: datetime, most: int
+) -> str | None:
     newest = run_rows(
         ("id", "state", "fingerprint", "created_at"),
         runs.c.task == task,
         runs.c.created_at < before,
         NO_PART_SQL,
     )
-    newest = newest.order_by(*NEWEST_FIRST).limit(MOST_SEARCHED)
+    newest = newest.order_by(*NEWEST_FIRST).limit(most)
     searched = newest.subquery()
     query = (
         select(searched.c.id)
