@@ -1,5 +1,6 @@
 """The pages of the reference that are made from the code when the site is built: every command
-with its options, every resource and field of the HTTP API, every setting, and every error.
+with its options, every resource and field of the HTTP API, every setting, every metric, and every
+error.
 """
 
 from __future__ import annotations
@@ -186,6 +187,23 @@ def _sentences() -> dict[str, str]:
     return {name: re.sub(r"^# ", "", comment, flags=re.MULTILINE) for comment, name in found}
 
 
+def metrics() -> str:
+    from batch_system.web.exposition import families
+
+    about = f"{MADE} [Monitoring](../monitoring.md) says how to scrape them, and what labels mean."
+    parts = ["# All metrics", about]
+    for title, found in zip(("Of the process", "Of the ledger"), families(), strict=True):
+        rows = ((_with_labels(each), each.type, each.documentation) for each in found)
+        parts += [f"## {title}", *_table(("metric", "type", "what it is"), rows)]
+    return "\n\n".join(parts)
+
+
+def _with_labels(metric: Any) -> str:
+    name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+    labels = ",".join(metric._labelnames)
+    return f"`{name}{{{labels}}}`" if labels else f"`{name}`"
+
+
 def errors() -> str:
     from batch_system import errors
 
@@ -206,6 +224,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands,
     "reference/api.md": api,
     "reference/settings.md": settings,
+    "reference/metrics.md": metrics,
     "reference/errors.md": errors,
 }
 
