@@ -1,6 +1,6 @@
 """The pages of the reference that are made from the code when the site is built: every command
-with its options, every resource and field of the HTTP API, every setting, every metric, and every
-error.
+with its options, every resource and field of the HTTP API, every setting, every metric, every
+error, and every name that authors import.
 """
 
 from __future__ import annotations
@@ -204,6 +204,28 @@ def _with_labels(metric: Any) -> str:
     return f"`{name}{{{labels}}}`" if labels else f"`{name}`"
 
 
+def python() -> str:
+    import batch_system
+    from batch_system.testing import Batch
+
+    about = f"{MADE} [Policies](../policies.md) and [runs](../runs.md) explain the most important."
+    parts = ["# All names for authors", about]
+    for name in batch_system.__all__:
+        parts += _described(f"batch_system.{name}", getattr(batch_system, name))
+    parts += _described("batch_system.testing.Batch", Batch)
+    for name, member in vars(Batch).items():
+        if not name.startswith("_") and inspect.getdoc(member):
+            parts += _described(f"Batch.{name}", member, level="###")
+    return "\n\n".join(parts)
+
+
+def _described(title: str, member: Any, level: str = "##") -> Iterator[str]:
+    yield f"{level} {title}"
+    if inspect.isfunction(member):
+        yield f"```python\n{member.__name__}{inspect.signature(member)}\n```"
+    yield f"```text\n{inspect.getdoc(member)}\n```"
+
+
 def errors() -> str:
     from batch_system import errors
 
@@ -225,6 +247,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/api.md": api,
     "reference/settings.md": settings,
     "reference/metrics.md": metrics,
+    "reference/python.md": python,
     "reference/errors.md": errors,
 }
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+import batch_system
 from batch_system import errors
 from batch_system.config import Settings
-from tests.docs.test_docs import commands, options
+from tests.docs.test_docs import commands, options, supported_attributes
 from tests.docs_blocks import ROOT, pages
 
 FOREIGN = re.compile(
@@ -81,8 +82,17 @@ def test_the_reference_has_each_command_option_resource_setting_and_error(site: 
         *(name for name in Settings.model_fields if f"<code>{name}</code>" not in made["settings"]),
         *(name for name, _ in errors_of_the_package() if f">{name}<" not in made["errors"]),
         *(path for path in document()["paths"] if path not in made["api"]),
+        *(name for name in batch_system.__all__ if f"batch_system.{name}<" not in made["python"]),
+        *(name for name in supported_attributes() if f"  {name}: " not in made["python"]),
     ]
-    assert sorted(made) == ["api", "commands", "errors", "metrics", "settings"]
+    assert sorted(made) == [
+        "api",
+        "commands",
+        "errors",
+        "metrics",
+        "python",
+        "settings",
+    ]
     assert missing == []
 
 
