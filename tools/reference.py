@@ -1,5 +1,6 @@
 """The pages of the reference that are made from the code when the site is built: every command
-with its options, every resource and field of the HTTP API, every setting, and every error.
+with its options, every resource and field of the HTTP API, every setting, every metric, every
+error, and every name that authors import.
 """
 
 from __future__ import annotations
@@ -7,12 +8,17 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import typer.main
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
 MADE = "This page is made from the code."
+EXAMPLES = Path(__file__).parent / "api_examples.md"
+EXAMPLE = Path(__file__).parent.parent / ".env.example"
+V1 = "/api/v1"
 CHECKS = {
     "gt": "more than",
     "ge": "at least",
@@ -49,7 +55,7 @@ def api() -> str:
     from batch_system.app import create_app
 
     made: dict[str, Any] = create_app().openapi()  # type: ignore[attr-defined]
-    parts = ["# All resources and fields", f"{MADE} [The HTTP API](../api.md) has examples."]
+    parts = ["# All resources and fields", f"{MADE} [The HTTP API](../api.md) says how to use it."]
     for path, methods in sorted(made["paths"].items()):
         for method, operation in methods.items():
             parts += _operation(f"{method.upper()} {path}", operation)
@@ -58,9 +64,34 @@ def api() -> str:
     return "\n\n".join(parts)
 
 
+@cache
+def examples() -> dict[str, str]:
+    """The sections of EXAMPLES by the resources that their headings name."""
+    sections = EXAMPLES.read_text(encoding="utf-8").split("\n## ")[1:]
+    return {name: text.strip() for name, _, text in (each.partition("\n") for each in sections)}
+
+
+@cache
+def roles() -> dict[str, str]:
+    """The role that each resource needs, by its method and its path."""
+    from batch_system.verbs.verb import all_verbs
+
+    doors = [verb.doors for verb in all_verbs()]
+    needed = {f"{each.http.method} {each.http.path}": each.role for each in doors if each.http}
+    return {
+        "GET /events": "viewer",
+        "GET /session": "viewer",
+        "DELETE /session": "viewer",
+        **needed,
+    }
+
+
 def _operation(title: str, operation: dict[str, Any]) -> Iterator[str]:
+    resource = title.replace(V1, "")
     yield f"## {title}"
     yield _cell(operation.get("description", operation.get("summary", "")))
+    role = roles().get(resource)
+    yield f"Needs the role {role}." if role else "Needs no role."
     given = operation.get("parameters", [])
     yield from _table(
         ("parameter", "where", "type", "what it is"),
@@ -80,6 +111,7 @@ def _operation(title: str, operation: dict[str, Any]) -> Iterator[str]:
         if content.get("schema")
     }
     yield f"The answer: {', '.join(sorted(answers)) or 'nothing, or text'}"
+    yield examples().get(resource, "[The HTTP API](../api.md) has an example.")
 
 
 def _schema(name: str, schema: dict[str, Any]) -> Iterator[str]:
@@ -120,19 +152,78 @@ def settings() -> str:
         (
             f"`{name}`",
             "empty" if field.default in (None, "") else f"`{field.default}`",
-            ", ".join(
-                f"{words} {getattr(check, bound):.15g}"
-                for check in field.metadata
-                for bound, words in CHECKS.items()
-                if getattr(check, bound, None) is not None
-            ),
-            field.description or "",
+            ", ".join(_allowed(field.annotation, field.metadata)),
+            _sentences()[name],
         )
         for name, field in Settings.model_fields.items()
     )
-    about = f"{MADE} [Settings](../settings.md) explains them in groups."
+    about = f"{MADE} [Settings](../settings.md) says where they are set, and when they are read."
     table = _table(("setting", "default", "allowed", "what it is"), rows)
     return "\n\n".join(["# All settings", about, *table])
+
+
+def _allowed(annotation: Any, checks: Iterable[Any]) -> Iterator[str]:
+    """The bounds of a number, or the values of a choice."""
+    yield from (f"`{value}`" for value in _choices(annotation))
+    for check in checks:
+        for bound, words in CHECKS.items():
+            if getattr(check, bound, None) is not None:
+                yield f"{words} {getattr(check, bound):.15g}"
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    if annotation is bool:
+        return ("true", "false")
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(value for each in get_args(annotation) for value in _choices(each))
+
+
+@cache
+def _sentences() -> dict[str, str]:
+    """What .env.example says of each setting."""
+    text = EXAMPLE.read_text(encoding="utf-8")
+    found = re.findall(r"((?:^# .*\n)+)^#([A-Z_]+)=", text, re.MULTILINE)
+    return {name: re.sub(r"^# ", "", comment, flags=re.MULTILINE) for comment, name in found}
+
+
+def metrics() -> str:
+    from batch_system.web.exposition import families
+
+    about = f"{MADE} [Monitoring](../monitoring.md) says how to scrape them, and what labels mean."
+    parts = ["# All metrics", about]
+    for title, found in zip(("Of the process", "Of the ledger"), families(), strict=True):
+        rows = ((_with_labels(each), each.type, each.documentation) for each in found)
+        parts += [f"## {title}", *_table(("metric", "type", "what it is"), rows)]
+    return "\n\n".join(parts)
+
+
+def _with_labels(metric: Any) -> str:
+    name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+    labels = ",".join(metric._labelnames)
+    return f"`{name}{{{labels}}}`" if labels else f"`{name}`"
+
+
+def python() -> str:
+    import batch_system
+    from batch_system.testing import Batch
+
+    about = f"{MADE} [Policies](../policies.md) and [runs](../runs.md) explain the most important."
+    parts = ["# All names for authors", about]
+    for name in batch_system.__all__:
+        parts += _described(f"batch_system.{name}", getattr(batch_system, name))
+    parts += _described("batch_system.testing.Batch", Batch)
+    for name, member in vars(Batch).items():
+        if not name.startswith("_") and inspect.getdoc(member):
+            parts += _described(f"Batch.{name}", member, level="###")
+    return "\n\n".join(parts)
+
+
+def _described(title: str, member: Any, level: str = "##") -> Iterator[str]:
+    yield f"{level} {title}"
+    if inspect.isfunction(member):
+        yield f"```python\n{member.__name__}{inspect.signature(member)}\n```"
+    yield f"```text\n{inspect.getdoc(member)}\n```"
 
 
 def errors() -> str:
@@ -155,6 +246,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands,
     "reference/api.md": api,
     "reference/settings.md": settings,
+    "reference/metrics.md": metrics,
+    "reference/python.md": python,
     "reference/errors.md": errors,
 }
 

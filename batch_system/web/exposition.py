@@ -22,7 +22,13 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from batch_system.metrics.process import BOUNDS, Buckets, ProcessSnapshot, TaskLabels
+from batch_system.metrics.process import (
+    BOUNDS,
+    Buckets,
+    ProcessMetrics,
+    ProcessSnapshot,
+    TaskLabels,
+)
 from batch_system.operations.system.gauges import Gauges, PoolGauges, TaskGauges
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -48,6 +54,17 @@ def _text_of_ledger(gauges: Gauges, labels: TaskLabels) -> bytes:
     are read again.
     """
     return _text([*_ledger_gauges(gauges), *_task_gauges(gauges.tasks, labels)])
+
+
+def families() -> tuple[list[Metric], list[Metric]]:
+    """All metrics without values, those of the process and those of the ledger: their names, types,
+    labels and texts.
+    """
+    process = ProcessSnapshot.of(
+        ProcessMetrics(), running_items={}, running_dropped=0, running=0, leases_lost=0, loop_lag=0
+    )
+    ledger = Gauges({}, 0.0, {}, {}, 0, {}, None)
+    return list(_of_process(process)), [*_ledger_gauges(ledger), *_task_gauges({}, TaskLabels())]
 
 
 def _text(metrics: Iterable[Metric]) -> bytes:

@@ -1,5 +1,5 @@
-"""The page about the HTTP API: it has every resource, filter and limit, and each example is sent to
-a service.
+"""The page about the HTTP API and the reference that is made from the code: each resource has its
+role and an example, and each example is sent to a service.
 """
 
 from __future__ import annotations
@@ -40,21 +40,15 @@ from tests.batch.ledger_world import until
 from tests.docs_blocks import Message, blocks, exchanges, masked, read, rows, section
 from tests.web.conftest import client_of
 from tests.web.test_access import NEEDED
+from tools.reference import api, examples
 
 PAGE = read("docs/api.md")
-EXAMPLES = [*exchanges(PAGE)]
+TEXT = f"{PAGE}\n{read('tools/api_examples.md')}"
+EXAMPLES = [*exchanges(TEXT)]
 MORE = "…"
 """In an answer on the page: the key of further fields, the end of a list with further items, or any
 value.
 """
-
-
-def resources() -> dict[tuple[str, str], list[str]]:
-    """The rows of the tables of resources: the role, and what each resource does."""
-    found = re.findall(
-        r"^\| `(GET|POST|DELETE) (/[^`]*)` \| (\w+|–) \| (.+) \|$", PAGE, re.MULTILINE
-    )
-    return {(method, path): cells for method, path, *cells in found}
 
 
 @cache
@@ -74,27 +68,46 @@ def resource_of(request: Message) -> tuple[str, str]:
     return method, min(matching, key=lambda p: p.count("{"))
 
 
-# The page has what is there.
+# The page and the reference have what is there.
 
 
-def test_the_page_has_every_resource_of_the_document_and_no_other() -> None:
-    assert resources().keys() == document().keys()
+@pytest.mark.parametrize("name", document(), ids=" ".join)
+def test_the_reference_has_each_resource_with_its_role(name: tuple[str, str]) -> None:
+    method, path = name
+    role = NEEDED.get(name)
+    needs = f"Needs the role {role}." if role else "Needs no role."
+    assert needs in section_of(f"{method} {routes.V1}{path}")
 
 
-def test_each_resource_has_the_role_that_it_needs() -> None:
-    assert {name: cells[0] for name, cells in resources().items()} == {
-        **NEEDED,
-        ("POST", "/session"): "–",
-    }
+@cache
+def reference() -> str:
+    return api()
+
+
+def section_of(resource: str) -> str:
+    return reference().split(f"\n## {resource}\n")[1].split("\n## ")[0]
+
+
+def test_the_reference_shows_the_examples_that_the_page_does_not() -> None:
+    of_the_page = {resource_of(request) for request, _ in exchanges(PAGE)}
+    for method, path in document():
+        shown = section_of(f"{method} {routes.V1}{path}")
+        is_there = "```http" in shown
+        assert is_there or ((method, path) in of_the_page and "../api.md" in shown), (method, path)
+
+
+def test_a_section_of_examples_is_of_a_resource_that_is_there() -> None:
+    assert {*examples()} <= {" ".join(name) for name in document()}
 
 
 def test_each_resource_has_an_example() -> None:
     assert document().keys() - {resource_of(request) for request, _ in EXAMPLES} == set()
 
 
-def test_the_page_has_every_filter_of_runs() -> None:
-    filters = list(rows(section("docs/api.md", "### Filters of runs")))
-    assert filters == [*RunFilter.model_fields]
+def test_the_reference_has_every_filter_of_runs() -> None:
+    listed = rows(section_of("GET /api/v1/runs"))
+    assert {*RunFilter.model_fields} <= {*listed}
+    assert all(cells[-1] for cells in listed.values())
 
 
 def test_the_page_has_the_statuses_and_kinds_of_problems() -> None:
@@ -153,7 +166,7 @@ SECRETS = re.compile(
 """What is new each time, and is used by later requests: secrets, ids, cursors, CSRF tokens, names
 of backups.
 """
-YOURS = next(secret for secret in SECRETS.findall(PAGE) if secret.startswith("bt_0"))
+YOURS = next(secret for secret in SECRETS.findall(TEXT) if secret.startswith("bt_0"))
 """The token that the reader has."""
 SAME = {
     *("action", "actor", "by", "check", "cron", "description", "detail", "field", "item"),
@@ -312,7 +325,7 @@ def _kind(value: Any) -> str:
 
 @pytest.fixture
 async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Reader]:
-    for block in blocks(PAGE, "python"):
+    for block in blocks(TEXT, "python"):
         if block.file:
             (tmp_path / block.file).write_text(block.code)
             # A file of this name that another test has loaded would give the module another name,
@@ -333,7 +346,7 @@ async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 @pytest.mark.rest
-async def test_each_example_of_the_page_is_answered_as_it_is_shown(reader: Reader) -> None:
+async def test_each_example_is_answered_as_it_is_shown(reader: Reader) -> None:
     assert len(EXAMPLES) > 40
     for request, shown in EXAMPLES:
         try:

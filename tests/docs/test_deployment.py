@@ -151,33 +151,6 @@ def test_the_page_names_the_same_numbers() -> None:
     assert f"| `DRAIN_SECONDS` | {grace - DRAIN:g} less than" in PAGE
 
 
-def test_every_line_that_the_page_explains_is_in_a_file() -> None:
-    """The first column of the tables below systemd, Docker and Kubernetes."""
-    texts = "\n".join(
-        [PAGE.split("\n| line |")[0], *(path.read_text() for path in FILES.iterdir())]
-    )
-    tables = PAGE.split("| line | why |\n|---|---|\n")[1:]
-    names = [
-        name
-        for table in tables
-        for row in table.split("\n\n")[0].splitlines()
-        for name in shown(row)
-    ]
-    assert len(tables) == 3 and len(names) > 25
-    assert [name for name in names if not all(part in texts for part in name.split("…"))] == []
-
-
-def shown(row: str) -> list[str]:
-    first = row.split(" | ")[0]
-    if first.startswith("| no "):
-        return []
-    return [
-        name
-        for name in re.findall(r"`([^`]+)`", first)
-        if not name.startswith(("--init", "--stop", "depends_on"))
-    ]
-
-
 def test_no_file_names_a_registry() -> None:
     """A host has a dot before the first slash of an image's name."""
     images = [*dockerfile()["FROM"], container()["image"]]

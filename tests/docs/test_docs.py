@@ -22,12 +22,10 @@ from batch_system.batch.ledger.tables import ledger
 from batch_system.batch.nodes.roles import BY_HAND
 from batch_system.batch.tasks.base import BaseTask
 from batch_system.cli import cli
-from batch_system.cli.filters import FILTER
 from batch_system.cli.hints import NO_SERVICE
 from batch_system.cli.new import PYTEST_SETTINGS
 from batch_system.config import Settings, get_settings
 from batch_system.database.companions import companions
-from batch_system.operations.asking.filter import RunFilter
 from batch_system.server.service import BatchService
 from tests import first, preloaded
 from tests.docs_blocks import (
@@ -40,7 +38,6 @@ from tests.docs_blocks import (
     masked,
     pages,
     read,
-    section,
     sessions,
 )
 from tests.docs_pages import PYTEST
@@ -127,12 +124,6 @@ def options() -> list[tuple[str, str]]:
     ]
 
 
-def selects_runs(name: str, option: str) -> bool:
-    """Whether the docs have this option once for all commands that select runs."""
-    called = {FILTER.get(field, f"--{field.replace('_', '-')}") for field in RunFilter.model_fields}
-    return name in ("runs", "cancel", "retry", "ack") and option in called
-
-
 def supported_attributes() -> list[str]:
     hints = [
         name
@@ -140,19 +131,6 @@ def supported_attributes() -> list[str]:
         if not name.startswith("_") and not callable(value)
     ]
     return sorted({"name", "schedule", *hints})
-
-
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_each_setting_is_in_the_docs(name: str) -> None:
-    assert f"`{name}`" in documentation()
-
-
-def test_each_option_that_selects_runs_has_a_row() -> None:
-    page = section("docs/cli.md", "## Options that select runs")
-    cells = "".join(re.findall(r"^\| (.*?) \|", page, re.MULTILINE))
-    assert {*re.findall(r"`(--[\w-]+)`", cells)} == {
-        option for name, option in options() if selects_runs(name, option)
-    }
 
 
 @pytest.mark.parametrize("name", [*RunState, *Origin])

@@ -23,9 +23,11 @@ from batch_system.metrics.process import Fate, LedgerWork
 from batch_system.operations.asking.actor import ROLES
 from batch_system.verbs.run_changes import StartRun
 from batch_system.verbs.runs import ShowRun
+from batch_system.web import exposition
 from tests.batch.ledger_world import until
 from tests.docs_blocks import read, rows, section
 from tests.web.conftest import Served, served
+from tools.reference import metrics
 
 __all__ = ["served"]
 
@@ -83,11 +85,11 @@ def selectors(query: str) -> list[promql_parser.VectorSelector]:
     return found
 
 
-def metrics_on_page() -> dict[str, tuple[str, set[str]]]:
-    """The type and the labels of each metric of the two tables, by its name."""
-    tables = [*rows(section(PAGE, "## Metrics of the process")).items()]
-    tables += rows(section(PAGE, "## Gauges of the ledger")).items()
-    named = {re.fullmatch(r"(\w+)(?:\{(.+)\})?", name): cells for name, cells in tables}
+def metrics_of_the_reference() -> dict[str, tuple[str, set[str]]]:
+    """The type and the labels of each metric, by its name."""
+    named = {
+        re.fullmatch(r"(\w+)(?:\{(.+)\})?", name): cells for name, cells in rows(metrics()).items()
+    }
     return {
         found[1]: (cells[0], set((found[2] or "").split(",")) - {""})
         for found, cells in named.items()
@@ -116,7 +118,7 @@ def series(found: dict[str, tuple[str, set[str]]]) -> set[str]:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_the_page_the_rules_and_the_dashboard_name_the_metrics_of_a_real_scrape(
+async def test_the_reference_the_rules_and_the_dashboard_name_the_metrics_of_a_real_scrape(
     served: Served,
 ) -> None:
     run = await served.operations(StartRun(name="report", parameters={}))
@@ -125,7 +127,7 @@ async def test_the_page_the_rules_and_the_dashboard_name_the_metrics_of_a_real_s
         return (await served.operations(ShowRun(run=run.id))).state == "succeeded"
 
     await until(has_ended)
-    found, page = await families(served), metrics_on_page()
+    found, page = await families(served), metrics_of_the_reference()
     assert found.keys() == page.keys()
     assert {name: kind for name, (kind, _) in found.items()} == {
         name: kind for name, (kind, _) in page.items()
@@ -139,7 +141,7 @@ async def test_the_page_the_rules_and_the_dashboard_name_the_metrics_of_a_real_s
 def test_each_query_selects_by_labels_that_its_metric_has() -> None:
     page = {
         f"{name}{suffix}": labels | ({"le"} if suffix == "_bucket" else set())
-        for name, (kind, labels) in metrics_on_page().items()
+        for name, (kind, labels) in metrics_of_the_reference().items()
         for suffix in (SUFFIXES | {"counter": ("",)})[kind]
     }
     for query in queries():
@@ -151,7 +153,7 @@ def test_each_query_selects_by_labels_that_its_metric_has() -> None:
 
 
 def test_gauges_of_the_ledger_are_never_added_up_over_processes() -> None:
-    gauges = {name.partition("{")[0] for name in rows(section(PAGE, "## Gauges of the ledger"))}
+    gauges = {family.name for family in exposition.families()[1]}
     named = "|".join(sorted(gauges))
     for query in queries():
         for used in re.finditer(rf"\b({named})\b(?!_)", query):
@@ -258,19 +260,16 @@ def test_the_dashboard_shows_one_ledger_and_most_of_the_metrics() -> None:
     chosen = [selector for query in in_dashboard() for selector in selectors(query)]
     assert all('job="batch"' in str(selector) for selector in chosen)
     shown = {re.sub(r"_bucket$", "", str(selector.name)) for selector in chosen}
-    assert {name for name in metrics_on_page() if name not in shown} == set()
+    assert {name for name in metrics_of_the_reference() if name not in shown} == set()
 
 
 # The page.
 
 
 def test_the_page_has_each_fate_of_a_slot_and_each_work_on_the_ledger() -> None:
-    process = rows(section(PAGE, "## Metrics of the process"))
-    for name, words in (
-        ("batch_slots_total{fate}", Fate),
-        ("batch_ledger_seconds{statement}", LedgerWork),
-    ):
-        assert {str(word) for word in words} <= set(re.findall(r"`(\w+)`", process[name][1])), name
+    labels = rows(section(PAGE, "## Labels"))
+    for name, words in (("fate", Fate), ("statement", LedgerWork)):
+        assert {str(word) for word in words} <= set(re.findall(r"`(\w+)`", labels[name][0])), name
 
 
 def test_the_scrape_of_the_example_asks_for_the_path_of_the_service_with_a_token() -> None:

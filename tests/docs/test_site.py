@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+import batch_system
 from batch_system import errors
 from batch_system.config import Settings
-from tests.docs.test_docs import commands, options
+from tests.docs.test_docs import commands, options, supported_attributes
 from tests.docs_blocks import ROOT, pages
 
 FOREIGN = re.compile(
@@ -77,12 +78,27 @@ def test_the_reference_has_each_command_option_resource_setting_and_error(site: 
     made = {path.stem: path.read_text() for path in (site / "reference").glob("*.html")}
     missing = [
         *(name for name in commands() if f'id="batch-{name}"' not in made["commands"]),
-        *(name for _, name in options() if f"<code>{name}</code>" not in made["commands"]),
+        *(f"{name} {option}" for name, option in options() if not has_option(made, name, option)),
         *(name for name in Settings.model_fields if f"<code>{name}</code>" not in made["settings"]),
         *(name for name, _ in errors_of_the_package() if f">{name}<" not in made["errors"]),
         *(path for path in document()["paths"] if path not in made["api"]),
+        *(name for name in batch_system.__all__ if f"batch_system.{name}<" not in made["python"]),
+        *(name for name in supported_attributes() if f"  {name}: " not in made["python"]),
     ]
-    assert sorted(made) == ["api", "commands", "errors", "settings"] and missing == []
+    assert sorted(made) == [
+        "api",
+        "commands",
+        "errors",
+        "metrics",
+        "python",
+        "settings",
+    ]
+    assert missing == []
+
+
+def has_option(made: dict[str, str], name: str, option: str) -> bool:
+    section = made["commands"].split(f'<h2 id="batch-{name}">')[1].split("<h2 ")[0]
+    return f"<code>{option}</code>" in section
 
 
 def errors_of_the_package() -> list[tuple[str, type[BaseException]]]:
