@@ -19,7 +19,7 @@ INSTALL = .venv/bin/python -m pip --python $(1)/bin/python install --quiet --dis
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help dist floors install serve dev demo screenshots site tools hooks test rest days faults nightly types check bench shape format lock clean
+.PHONY: help dist release floors install serve dev demo screenshots site tools hooks test rest days faults nightly types check bench shape format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -137,6 +137,9 @@ dist: tools ## build the wheels of batch-system-core and batch-system, and the s
 	@.venv/bin/python -m hatchling build
 	@cd packaging/batch-system && ../../.venv/bin/python -m hatchling build -d ../../dist
 	@ls -1 dist
+
+release: tools ## make all that a release consists of, in dist/; nothing is tagged or published
+	@.venv/bin/python tools/release.py
 
 define install
 @echo "Installing $(2) into $(1) …"

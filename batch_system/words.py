@@ -6,9 +6,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from batch_system.batch.ledger.states import IncidentKind, RunState
+
+SHORT_DIGITS = 8
+"""The digits of an id that lists show: the last ones, because ids of one time begin with the same
+digits.
+"""
+
+
+def short(id: str) -> str:
+    """The last digits of an id, by which all commands find it."""
+    return id[-SHORT_DIGITS:]
+
+
+def utc(at: datetime) -> str:
+    """An instant in UTC as text."""
+    return f"{at:%Y-%m-%d %H:%M:%S}Z"
 
 
 @dataclass(frozen=True)
@@ -131,6 +147,7 @@ class EventWord:
 EVENTS = {
     "task.pause": EventWord("circle-pause", "paused"),
     "task.resume": EventWord("play", "resumed"),
+    "task.change": EventWord("settings-2", "declared otherwise"),
     "task.mute": EventWord("bell-off", "muted"),
     "task.unmute": EventWord("bell", "no longer muted"),
     "task.backfill": EventWord("calendar-plus", "backfilled"),

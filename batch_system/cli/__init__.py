@@ -43,6 +43,7 @@ from batch_system.cli import (
     status,
     tasks,
     watch,
+    why,
     work,
 )
 from batch_system.cli.asked import with_options
@@ -117,6 +118,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "run": run.run,
         "runs": runs.runs,
         "show": show.show,
+        "why": why.why,
         "logs": logs.logs,
         "watch": watch.watch,
         "cancel": bulk.cancel,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from batch_system.cli.asked import asks
 from batch_system.cli.opening import ask, pages
-from batch_system.cli.options import AsJson, Limit, short, utc
+from batch_system.cli.options import AsJson, Limit
+from batch_system.words import short, utc
 
 if TYPE_CHECKING:
     from batch_system.operations.people.results import Change

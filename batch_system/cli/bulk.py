@@ -12,8 +12,9 @@ from batch_system.cli.confirming import confirm
 from batch_system.cli.filters import FILTER, refuse_slow
 from batch_system.cli.hints import hint_if_held, hint_without_service, warn
 from batch_system.cli.opening import ask
-from batch_system.cli.options import AsJson, Note, RunOrNone, seconds, short, utc
+from batch_system.cli.options import AsJson, Note, RunOrNone, seconds
 from batch_system.errors import InvalidParameters
+from batch_system.words import short, utc
 
 if TYPE_CHECKING:
     from batch_system.operations.asking.filter import RunFilter

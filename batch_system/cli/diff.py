@@ -8,8 +8,9 @@ import typer
 
 from batch_system.cli.backup import LOGGED, LONGEST_SHOWN, MOST_NAMED, MOST_SHOWN, File
 from batch_system.cli.opening import ask, backups_of
-from batch_system.cli.options import AsJson, first_of, utc, within
+from batch_system.cli.options import AsJson, first_of, within
 from batch_system.escaping import brief
+from batch_system.words import utc
 
 if TYPE_CHECKING:
     from batch_system.backup.comparing.differences import Difference, Side, TableDifference

@@ -122,6 +122,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch show backup": "Show a task.",
         "batch show backup --json": "Print everything about a task as JSON for a program.",
     },
+    "why": {
+        "batch why c3044eac": "Say why a run failed, and what differs from the last good one.",
+        "batch why load": "Say why a task fails or does not run.",
+        "batch why 9f2c41d0 --json": "Print the answer about an incident as JSON for a program.",
+    },
     "logs": {
         "batch logs 8b837dd8": "Show the log of the run whose id ends in these digits.",
         "batch logs backup "

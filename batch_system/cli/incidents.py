@@ -14,8 +14,9 @@ from batch_system.cli.asked import asks
 from batch_system.cli.bulk import Yes
 from batch_system.cli.filters import FILTER, refuse_slow
 from batch_system.cli.opening import ask, pages
-from batch_system.cli.options import AsJson, Limit, age, short, utc
+from batch_system.cli.options import AsJson, Limit, age
 from batch_system.errors import InvalidParameters
+from batch_system.words import short, utc
 
 if TYPE_CHECKING:
     from batch_system.operations.asking.filter import RunFilter

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from batch_system.cli.asked import asks
 from batch_system.cli.hints import hint_if_unserved, warn
 from batch_system.cli.opening import ask
-from batch_system.cli.options import AsJson, RunOrNone, short
+from batch_system.cli.options import AsJson, RunOrNone
+from batch_system.words import short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,9 @@ import typer
 
 from batch_system.cli import complete
 from batch_system.cli.opening import ask
-from batch_system.cli.options import AsJson, utc, whole
+from batch_system.cli.options import AsJson, whole
 from batch_system.escaping import line
+from batch_system.words import utc
 
 if TYPE_CHECKING:
     from batch_system.operations.tasks.lint import LintedTask, LintSlot

@@ -11,7 +11,8 @@ import typer
 from batch_system.cli.asked import asks
 from batch_system.cli.hints import hint_if_unserved, warn
 from batch_system.cli.opening import ask
-from batch_system.cli.options import AsJson, Note, OptionalTaskName, TaskName, instant, utc
+from batch_system.cli.options import AsJson, Note, OptionalTaskName, TaskName, instant
+from batch_system.words import utc
 
 if TYPE_CHECKING:
     from batch_system.operations.starting.results import (

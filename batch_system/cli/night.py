@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from batch_system.cli import blocking
 from batch_system.cli.asked import asks
 from batch_system.cli.opening import FAILED, ask
-from batch_system.cli.options import AsJson, short
+from batch_system.cli.options import AsJson
+from batch_system.operations.runs import blocking
+from batch_system.words import short
 
 if TYPE_CHECKING:
     from batch_system.operations.night.results import DidNotRun, Need, Night

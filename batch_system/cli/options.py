@@ -28,10 +28,6 @@ LONGEST_LIST, ITEM_CHARACTERS = 8_000_000, 100
 """The most characters of a list in JSON, and roughly those of an item without its texts. A file may
 have any number.
 """
-SHORT_DIGITS = 8
-"""The digits of an id that lists show: the last ones, because ids of one time begin with the same
-digits.
-"""
 MOST_DIGITS = 15
 """The most digits of a number in an option. They must be ASCII digits, although int() also accepts
 other scripts.
@@ -144,16 +140,6 @@ def seconds(value: Any) -> float:
             f"it is {echoed(text)}; allowed: seconds from 0, such as 10 or 0.5"
         )
     return float(text)
-
-
-def short(id: str) -> str:
-    """The last digits of an id, by which all commands find it."""
-    return id[-SHORT_DIGITS:]
-
-
-def utc(at: datetime) -> str:
-    """An instant in UTC as text."""
-    return f"{at:%Y-%m-%d %H:%M:%S}Z"
 
 
 def pairs(options: list[str]) -> dict[str, str]:

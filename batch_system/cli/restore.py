@@ -11,7 +11,8 @@ import typer
 
 from batch_system.cli.backup import LOGGED
 from batch_system.cli.opening import ask, backups_of
-from batch_system.cli.options import AsJson, utc
+from batch_system.cli.options import AsJson
+from batch_system.words import utc
 
 if TYPE_CHECKING:
     from batch_system.backup.restoring.plan import RestorePlan

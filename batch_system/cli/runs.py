@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batch_system.cli import blocking, progress
+from batch_system.cli import progress
 from batch_system.cli.asked import asks
 from batch_system.cli.filters import FILTER, refuse_slow
 from batch_system.cli.hints import hint_without_service, warn
 from batch_system.cli.opening import FAILED, ask, pages
-from batch_system.cli.options import AsJson, Limit, short
+from batch_system.cli.options import AsJson, Limit
+from batch_system.operations.runs import blocking
+from batch_system.words import short
 
 if TYPE_CHECKING:
     from batch_system.operations.asking.results import RunSummary

@@ -8,12 +8,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from batch_system import clock
-from batch_system.cli import blocking, progress
+from batch_system.cli import progress
 from batch_system.cli.logs import text
 from batch_system.cli.opening import ask
-from batch_system.cli.options import AsJson, RunOrTask, short, utc
+from batch_system.cli.options import AsJson, RunOrTask
 from batch_system.errors import InvalidSchedule
+from batch_system.operations.runs import blocking
 from batch_system.settings.pools import DEFAULT_POOL
+from batch_system.words import short, utc
 
 if TYPE_CHECKING:
     from batch_system.operations.asking.results import (

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from batch_system.cli.hints import warn
 from batch_system.cli.opening import FAILED, ask
-from batch_system.cli.options import AsJson, short
+from batch_system.cli.options import AsJson
 from batch_system.settings.pools import DEFAULT_POOL
+from batch_system.words import short
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from batch_system.cli import logs, progress
 from batch_system.cli.opening import ask
-from batch_system.cli.options import AsJson, RunOrTask, utc
+from batch_system.cli.options import AsJson, RunOrTask
 from batch_system.cli.progress import Row
+from batch_system.words import utc
 
 if TYPE_CHECKING:
     import asyncio

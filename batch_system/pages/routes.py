@@ -12,8 +12,9 @@ from batch_system.pages import backups, search, sign_in, system
 from batch_system.pages.frame.answers import PageRoute, action, asked, download, page
 from batch_system.pages.frame.assets import assets
 from batch_system.pages.frame.preferences import set_preferences
+from batch_system.pages.incidents import actions, listing, room
 from batch_system.pages.live import live
-from batch_system.pages.night import incidents, left_slots, outage_backfills, unaccounted
+from batch_system.pages.night import left_slots, outage_backfills, unaccounted
 from batch_system.pages.night.night import BLOCKS, show_night
 from batch_system.pages.runs import bulks, run_actions, run_parts, runs
 from batch_system.pages.tasks import backfills, task, tasks
@@ -61,12 +62,12 @@ routes = [
     *asked("/runs/{run}/cancel", run_actions.ask_to_cancel, run_actions.cancel),
     *asked("/runs/{run}/retry", run_actions.ask_to_retry, run_actions.retry),
     *asked("/runs/{run}/acknowledge", run_actions.ask_to_acknowledge, run_actions.acknowledge),
-    *asked("/incidents/{incident}/retry", incidents.ask_to_retry, incidents.retry),
-    *asked(
-        "/incidents/{incident}/acknowledge", incidents.ask_to_acknowledge, incidents.acknowledge
-    ),
-    page("/incidents/{incident}", incidents.show_incident),
-    action("/incidents/{incident}/reopen", incidents.reopen),
+    *asked("/incidents/{incident}/retry", actions.ask_to_retry, actions.retry),
+    *asked("/incidents/{incident}/acknowledge", actions.ask_to_acknowledge, actions.acknowledge),
+    page("/incidents", listing.show_incidents),
+    download("/incidents/{incident}/why.txt", room.download_text),
+    page("/incidents/{incident}", room.show_incident),
+    action("/incidents/{incident}/reopen", actions.reopen),
     *asked("/slots/leave", left_slots.ask_to_leave, left_slots.leave),
     action("/slots/reopen", left_slots.reopen),
     *asked("/backfill", outage_backfills.ask, outage_backfills.begin),

@@ -103,7 +103,7 @@ async def show_changes(request: Request, viewer: Viewer) -> str:
     )
     return await render(
         "changes.html",
-        **await shell_of(viewer, "you", "Changes"),
+        **await shell_of(viewer, "changes", "Changes"),
         changes=found.changes,
         given=given,
         following=urlencode({**given, "after": found.after}) if found.after else None,

@@ -56,7 +56,8 @@ async def sign_on(
         await wait_for_locks(connection)
         now = await database_time.now_of(connection)
         if not node.roles.is_worker:  # a worker may have older code than the services
-            await task_sync.record_tasks(connection, await _to_record(connection, node, tasks), now)
+            recorded = await _to_record(connection, node, tasks)
+            await task_sync.record_tasks(connection, recorded, now, node.id)
         await node.register(connection, tasks, now, broken_as_json(broken))
         if node.roles.fires:
             await deploys.record_start(connection, node.id, settings, versions, now)

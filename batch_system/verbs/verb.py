@@ -151,6 +151,7 @@ MODULES = (
     "run_changes",
     "bulks",
     "incidents",
+    "why",
     "slots",
     "night",
     "access",

@@ -344,8 +344,8 @@ WIDE = ", ".join(f"c{number}" for number in range(1999))
             1,
             "A value is larger than",
         ),
-        (LIVE, many_tables(370, WIDE), 1, "1"),
-        (LIVE, many_tables(19_000, "x"), 1, "1"),
+        pytest.param(LIVE, many_tables(370, WIDE), 1, "1", marks=pytest.mark.rest),
+        pytest.param(LIVE, many_tables(19_000, "x"), 1, "1", marks=pytest.mark.rest),
         (
             f"CREATE TABLE t (id, data); INSERT INTO t {NUMBERS.format(60_000)} "
             "SELECT n, hex(randomblob(500)) FROM n",

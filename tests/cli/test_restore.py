@@ -375,6 +375,7 @@ def test_an_empty_machine_gets_the_database_and_a_service_starts_on_it(
     assert users(tmp_path / "app.db") == ["a@x", "b@x"]
 
 
+@pytest.mark.rest
 async def test_an_empty_postgresql_gets_the_tables_of_that_time_and_is_upgraded_later(
     postgres_database: str,
     postgres_server: PostgresServer,

@@ -145,6 +145,7 @@ async def test_each_transaction_has_its_settings_and_leaves_none_to_other_client
     ],
     ids=["refuses them", "drops them"],
 )
+@pytest.mark.rest
 async def test_a_service_behind_a_pooler_without_the_setting_says_what_to_do_and_ends(
     postgres_database: str, tmp_path: Path, told: dict[str, str], sentence: str
 ) -> None:
@@ -255,6 +256,7 @@ async def test_two_services_share_a_pooler_and_each_run_succeeds_once(
             assert "Traceback" not in each.stderr and "lease" not in each.stderr
 
 
+@pytest.mark.rest
 async def test_what_a_killed_service_has_locked_through_the_pooler_is_free_for_the_next_one(
     served_url: str, tmp_path: Path
 ) -> None:
@@ -291,6 +293,7 @@ async def test_five_thousand_runs_through_a_pooler_succeed_once_each_beside_as_m
         print(f"\n5,000 runs by two services, each with a transaction of its own: {figures}")
 
 
+@pytest.mark.rest
 async def test_backups_and_restores_refuse_a_pooler_and_take_the_server_itself(
     served_url: str, postgres_database: str, in_here: Batch
 ) -> None:

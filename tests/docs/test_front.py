@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 from sqlalchemy import select
 
 from batch_system.batch.ledger import tables
@@ -42,6 +43,7 @@ sys.modules["batch_system.server.app"] = None
 """
 
 
+@pytest.mark.rest
 def test_health_checks_are_answered_while_the_rest_is_imported_and_other_requests_wait_for_it(
     tmp_path: Path,
 ) -> None:

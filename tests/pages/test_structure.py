@@ -31,7 +31,8 @@ from batch_system.operations.asking.context import Loaded
 from batch_system.operations.operations import Operations, open_operations
 from batch_system.pages import backups, search, sign_in, system
 from batch_system.pages.frame.viewer import Viewer
-from batch_system.pages.night import incidents, left_slots, outage_backfills
+from batch_system.pages.incidents import actions, listing, room
+from batch_system.pages.night import left_slots, outage_backfills
 from batch_system.pages.night.night import show_night
 from batch_system.pages.runs import bulks, run_actions, runs
 from batch_system.pages.tasks import backfills, task, tasks
@@ -127,6 +128,7 @@ async def compare(name: str, html: str) -> None:
         ("runs", runs.show_runs, "/runs", {}),
         ("runs-failed", runs.show_runs, "/runs?state=failed", {}),
         ("runs-none", runs.show_runs, "/runs?task=backup&state=retrying", {}),
+        ("incidents", listing.show_incidents, "/incidents", {}),
         ("backups", backups.show_backups, "/backups", {}),
         ("nodes", system.show_nodes, "/nodes", {}),
         ("changes", system.show_changes, "/changes", {}),
@@ -193,7 +195,10 @@ async def test_a_run_is_as_it_is_stored(demo: Demo, state: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "show"),
-    [("retry", incidents.ask_to_retry), ("acknowledge", incidents.ask_to_acknowledge)],
+    [
+        ("retry", actions.ask_to_retry),
+        ("acknowledge", actions.ask_to_acknowledge),
+    ],
 )
 async def test_what_is_asked_about_an_incident_is_as_it_is_stored(
     demo: Demo, name: str, show: Show
@@ -208,3 +213,11 @@ async def test_what_is_asked_about_a_run_is_as_it_is_stored(
 ) -> None:
     run = await demo.run(state="running")
     await compare(name, await demo.page(show, f"/runs/{run}/{name}", run=run))
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize("task", ["bank_statements", "warehouse_export"])
+async def test_the_structure_of_an_incident_is_as_it_is_stored(demo: Demo, task: str) -> None:
+    incident = await demo.incident(task)
+    html = await demo.page(room.show_incident, f"/incidents/{incident}", incident=incident)
+    await compare(f"incident-{task}", html)

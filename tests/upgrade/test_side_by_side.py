@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from packaging.utils import parse_wheel_filename
 
 from batch_system.batch.ledger import tables
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
@@ -73,7 +74,7 @@ EXPANSION = """for table in ("batch_runs", "batch_nodes"):
 
 def recorded() -> Path:
     """The wheel of the last version."""
-    return max(WHEELS.glob("*.whl"))
+    return max(WHEELS.glob("*.whl"), key=lambda wheel: parse_wheel_filename(wheel.name)[1])
 
 
 def unpacked(wheel: Path, folder: Path) -> Path:

@@ -35,6 +35,7 @@ from batch_system.verbs import (
     slots,
     system,
     tasks,
+    why,
 )
 from batch_system.verbs.verb import Verb, all_verbs
 from batch_system.web.application import Api
@@ -107,6 +108,9 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     night.ShowStatus: lambda w: {},
     night.ShowNight: lambda w: {"zone": "Asia/Tokyo"},
     incidents.ListIncidents: lambda w: {"state": "all"},
+    why.WhyRun: lambda w: {"run": w.run},
+    why.WhyTask: lambda w: {"name": "report"},
+    why.WhyIncident: lambda w: {"incident": w.incident},
     incidents.ShowIncident: lambda w: {"incident": w.incident[-8:]},
     incidents.AcknowledgeIncident: lambda w: {"incident": w.incident, "note": "known"},
     incidents.ReopenIncident: lambda w: {"incident": w.incident},

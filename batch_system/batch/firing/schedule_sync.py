@@ -218,7 +218,8 @@ class ScheduleSync(Background):
     async def _record_new(self, connection: AsyncConnection, new: Mapping[str, Task]) -> None:
         """Write tasks whose files came into the folder while this process was running."""
         own = {name: task.schedule for name, task in new.items()}
-        await task_sync.record_tasks(connection, new, await database_time.now_of(connection))
+        now = await database_time.now_of(connection)
+        await task_sync.record_tasks(connection, new, now, self._node)
         await self._new_tasks.record_loaded(connection, new)
         await task_sync.set_schedules(connection, own, {**self._tasks, **new}, self._node)
 
@@ -370,7 +371,8 @@ class ScheduleSync(Background):
         async with self._database.engine.begin() as connection:
             own = {name: self._tasks[name] for name in names}
             schedules = {name: self._own_schedules[name] for name in names}
-            await task_sync.record_tasks(connection, own, await database_time.now_of(connection))
+            now = await database_time.now_of(connection)
+            await task_sync.record_tasks(connection, own, now, self._node)
             await task_sync.set_schedules(connection, schedules, self._tasks, self._node)
         logger.warning(
             "another node had removed tasks that this node has; they are restored: "

@@ -12,7 +12,7 @@ from sqlalchemy import Column, Integer, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.cron import Schedule
-from batch_system.batch.firing import followed_schedules
+from batch_system.batch.firing import followed_schedules, task_changes
 from batch_system.batch.firing.firing import fire
 from batch_system.batch.firing.misfires import SlotPlan, plan_all_missed
 from batch_system.batch.ledger import (
@@ -42,10 +42,10 @@ DECLARED = ("pool", "policies", "tags", "parameters", "monitoring")
 
 
 async def record_tasks(
-    connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime
+    connection: AsyncConnection, loaded: Mapping[str, Task], now: datetime, node: str = ""
 ) -> None:
-    """Insert or update these tasks in the ledger. A removed task is no longer marked as such. `now`
-    is aware.
+    """Insert or update these tasks in the ledger. A removed task is no longer marked as such.
+    `node`: the node that has loaded them, for the audit.
 
     Many tasks share the same declaration, so each declaration is sent once, and each task's row
     refers to it by a number.
@@ -58,13 +58,14 @@ async def record_tasks(
             "name": task.name,
             "description": task.description,
             "source": task.source,
+            "digest": task.digest,
             "number": _declared(task, declared, now)["number"],
         }
         for task in loaded.values()
     ]
     kind = connection.dialect.name
     number = Column("number", Integer)
-    own = ("name", "description", "source")
+    own = ("name", "description", "source", "digest")
     shared = (*DECLARED, "first_seen_at", "last_seen_at")
     from_rows = json_rows.source([*(tasks.c[name] for name in own), number], kind)
     from_declared = json_rows.source(
@@ -81,11 +82,11 @@ async def record_tasks(
         f"FROM {from_rows} CROSS JOIN declared WHERE declared.number = v.number "
         f"ORDER BY v.name ON CONFLICT (name) DO UPDATE SET {updates}, removed_at = NULL"
     )
-    parameters = {
-        "rows": json_rows.encode(rows, kind),
-        "declared": json_rows.encode(declared.values(), kind),
-    }
-    await connection.execute(statement, parameters)
+    changes = await task_changes.of_tasks(connection, loaded, node)
+    encoded = [json_rows.encode(each, kind) for each in (rows, declared.values())]
+    await connection.execute(statement, {"rows": encoded[0], "declared": encoded[1]})
+    for change in changes:
+        await change.record(connection, now)
 
 
 def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) -> dict[str, Any]:
@@ -127,7 +128,7 @@ async def record_moved(database: Database, loaded: Mapping[str, Task], node: str
         if not moved or await nodes.newest(connection) != node:
             return []
     async with database.engine.begin() as connection:
-        await record_tasks(connection, moved, await database_time.now_of(connection))
+        await record_tasks(connection, moved, await database_time.now_of(connection), node)
     return sorted(moved)
 
 

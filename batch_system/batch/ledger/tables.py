@@ -138,6 +138,8 @@ tasks = Table(
     Column("muted_by", Text),
     Column("mute_note", Text),
     Column("paused_until", UtcDateTime),  # null: until somebody resumes it
+    # The beginning of the SHA-256 of its file; NULL: not known.
+    Column("digest", String(16)),
 )
 
 schedules = Table(

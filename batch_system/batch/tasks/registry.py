@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import itertools
 import os
@@ -42,6 +43,7 @@ from batch_system.escaping import echoed
 
 T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
+DIGEST_DIGITS = 16
 OF_PARTS = "/parts"  # this suffix on a task's name makes the name of the queue of its parts
 
 
@@ -51,6 +53,7 @@ class Task:
 
     Attributes:
       source: The file of the class, relative to the working directory if it is inside it.
+      digest: The beginning of the SHA-256 of that file; None if it can't be read.
       on_loop: Whether `run`, or each stage of a partitioned task, is a coroutine function;
           otherwise it runs in a thread.
       may_change: Whether schedule or timezone is a property, whose value may differ the next time
@@ -63,6 +66,7 @@ class Task:
     name: str
     description: str
     source: str
+    digest: str | None
     policies: Policies
     parameters: Parameters
     on_loop: bool
@@ -268,6 +272,21 @@ def _relative(file: str, folder: str) -> str:
         return file
 
 
+def _digest(file: str) -> str | None:
+    try:
+        status = os.stat(file)
+        return _digest_of(file, status.st_mtime_ns, status.st_size)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=100)
+def _digest_of(file: str, changed_at: int, size: int) -> str:
+    """The digest of a file, which is read once for all classes in it."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:DIGEST_DIGITS]
+
+
 def _task_of(cls: type[BaseTask]) -> Task:
     if not _is_task(cls):
         raise InvalidTask("it is not a subclass of BaseTask")
@@ -292,6 +311,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
         name=name,
         description=description_of(task),
         source=_path(cls),
+        digest=_digest(_file(cls)),
         policies=policies,
         parameters=parameters,
         on_loop=inspect.iscoroutinefunction(run)

@@ -13,8 +13,6 @@ from batch_system.batch.incidents.durations import UsualDurations
 from batch_system.batch.ledger import database_time
 from batch_system.batch.ledger.incidents import incidents
 from batch_system.batch.ledger.incidents.acknowledging import is_of
-from batch_system.batch.ledger.people import audit
-from batch_system.batch.ledger.people.access_tables import events
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 from batch_system.errors import UnknownIncident
@@ -24,11 +22,9 @@ from batch_system.operations.asking.results import Result
 from batch_system.operations.bulks import bulk
 from batch_system.operations.bulks.results import Preview
 from batch_system.operations.incidents.open_failures import one_problem
+from batch_system.operations.why import changes
 
 MOST = 100_000
-CHANGES = ("service.deploy", "service.start", "settings.change", "schedule.change")
-"""Actions that may have fixed the cause."""
-LOOKED = 50
 
 
 class RetryPlan(Result):
@@ -103,6 +99,5 @@ async def plan_retry(context: Context, incident: str, with_same_error: bool = Fa
 
 async def _changed(connection: AsyncConnection, task: str, since: datetime) -> list[str]:
     """The actions since an instant that may have fixed the cause, each once, the newest first."""
-    listing = audit.listing(LOOKED, since=since).where(events.c.action.in_(CHANGES))
-    rows = (await connection.execute(listing)).all()
-    return list(dict.fromkeys(row.action for row in rows if row.task in (None, "", task)))
+    rows = await changes.between(connection, task, since)
+    return list(dict.fromkeys(row.action for row in rows))

@@ -21,7 +21,6 @@ from batch_system.batch.ledger import chains, json_rows, run_logs
 from batch_system.batch.ledger.incidents import incidents
 from batch_system.batch.ledger.incidents.tables import fingerprints
 from batch_system.batch.ledger.incidents.tables import incidents as incidents_table
-from batch_system.batch.ledger.people import audit
 from batch_system.batch.ledger.states import OF_RUNS, IncidentKind
 from batch_system.batch.ledger.tables import OPEN_FAILURE_SQL, runs
 from batch_system.operations.asking.context import Context
@@ -30,6 +29,7 @@ from batch_system.operations.asking.results import KeptBack
 from batch_system.operations.incidents import open_failures
 from batch_system.operations.night.results import ChangeBefore, DealtWith, LastLine, Need
 from batch_system.operations.runs.quarantine import has_table
+from batch_system.operations.why import changes
 
 DETAILED = 20
 """Needs read in detail; the rest are only counted."""
@@ -234,29 +234,21 @@ async def _change_between(
     """The last change between the last success of the task and its first failure; None if there was
     none.
     """
-    events = (await connection.execute(audit.listing(LINES, since=good, until=first))).all()
-    changes = [
-        event
-        for event in events
-        if event.action in _OF_ALL or (event.action == "schedule.change" and event.task == task)
-    ]
-    if not changes:
+    events = await changes.between(connection, task, good, first)
+    if not events:
         return None
     # A process with a new version or other settings has also started, but that is not what has
     # changed.
     causes = [
         each
-        for each in changes
-        if each.action != "service.start" and each.at > changes[0].at - TOGETHER
+        for each in events
+        if each.action != "service.start" and each.at > events[0].at - TOGETHER
     ]
-    event = causes[0] if causes else changes[0]
+    event = causes[0] if causes else events[0]
     version = (event.after or {}).get("application") if event.action == "service.deploy" else None
     return ChangeBefore(
         kind=event.action, version=version, seconds=(first - event.at).total_seconds()
     )
-
-
-_OF_ALL = ("service.deploy", "service.start", "settings.change")
 
 
 async def names_of_tasks(connection: AsyncConnection, quarantined: Iterable[str]) -> set[str]:

@@ -98,24 +98,26 @@ def _not_set_aside(run: str, missing: Sequence[str], set_aside: Sequence[SetAsid
 
 
 async def with_quarantined(databases: Databases, page: RunPage) -> RunPage:
-    """The page with the number of items that each run has in quarantine.
-
-    If the application's database can't be reached, the list does not fail, and no run has a number.
-    """
-    if not page.runs or is_missing_file(databases.application):
-        return page
-    try:
-        counts = await _counts(databases.application, [run.id for run in page.runs])
-    except (DBAPIError, OSError):
-        return page
+    """The page with the number of items that each run has in quarantine."""
+    counts = await left_of(databases, [run.id for run in page.runs])
     if not counts:
         return page
     runs = [run.model_copy(update={"quarantined": counts.get(run.id, 0)}) for run in page.runs]
     return page.model_copy(update={"runs": runs})
 
 
-async def _counts(application: Database, runs: list[str]) -> dict[str, int]:
-    return await quarantine.left(application, runs) if await has_table(application) else {}
+async def left_of(databases: Databases, runs: list[str]) -> dict[str, int]:
+    """How many items that these runs have set aside wait for a redrive, by the id of the run.
+
+    Empty if the application's database can't be read, so that what else is asked does not fail.
+    """
+    application = databases.application
+    if not runs or is_missing_file(application):
+        return {}
+    try:
+        return await quarantine.left(application, runs) if await has_table(application) else {}
+    except (DBAPIError, OSError):
+        return {}
 
 
 async def has_table(application: Database) -> bool:

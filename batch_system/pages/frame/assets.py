@@ -13,7 +13,15 @@ from functools import cache
 from pathlib import Path
 
 STATIC = Path(__file__).parents[1] / "static"
-STYLES = ("tokens.css", "base.css", "components.css", "night.css", "phone.css", "tasks.css")
+STYLES = (
+    "tokens.css",
+    "base.css",
+    "components.css",
+    "night.css",
+    "phone.css",
+    "tasks.css",
+    "incidents.css",
+)
 """The style sheets, which are sent as one in this order."""
 SCRIPTS = ("signin.js", "zone.js")
 HTMX = ("vendor/htmx.min.js", "vendor/hx-sse.min.js")

@@ -15,8 +15,10 @@ from batch_system.words import ICONS
 
 PAGES = (
     ("night", "Night", "/"),
+    ("incidents", "Incidents", "/incidents"),
     ("tasks", "Tasks", "/tasks"),
     ("runs", "Runs", "/runs"),
+    ("changes", "Changes", "/changes"),
     ("backups", "Backups", "/backups"),
     ("nodes", "Nodes", "/nodes"),
 )

@@ -100,7 +100,7 @@ def _line(change: NightChange) -> Line:
         way = "back" if str(change.after) < str(change.before) else "forward"
         return line("sun-moon", f"Clocks went {way}: {change.before} to {change.after}")
     if change.kind == "settings.change":
-        return line("settings-2", _settings(change.before, change.after))
+        return line("settings-2", settings_in_words(change.before, change.after))
     if change.kind == "schedule.change":
         return line("calendar-clock", _schedule(change.before, change.after), change.task)
     return _of_a_person(change)
@@ -146,7 +146,8 @@ def _changed(counts: Mapping[str, Any]) -> int | None:
     return sum(numbers) if all(type(number) is int for number in numbers) else None
 
 
-def _settings(before: Any, after: Any) -> str:
+def settings_in_words(before: Any, after: Any) -> str:
+    """Which settings have changed; of a single one also the value, and what it was."""
     old = before if isinstance(before, dict) else {}
     new = after if isinstance(after, dict) else {}
     names = sorted({*old, *new})

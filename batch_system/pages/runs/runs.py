@@ -17,6 +17,7 @@ from batch_system.operations.bulks.bulk import STATES as BULK_STATES
 from batch_system.operations.bulks.results import BulkAction
 from batch_system.operations.runs import listing, log_window, pace, phases, quarantine, read
 from batch_system.operations.runs.log_window import LogWindow
+from batch_system.operations.why.text import difference_in_words
 from batch_system.pages.charts.waterfall import waterfall
 from batch_system.pages.frame.formatting import day
 from batch_system.pages.frame.forms import ID
@@ -25,6 +26,7 @@ from batch_system.pages.frame.shell import LiveViewer, shell_of
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.runs.run_filter import WITHIN, conditions_of, given_in, words_of
 from batch_system.verbs.runs import ShowBlocker, ShowChain
+from batch_system.verbs.why import WhyRun
 
 PAGE = 50
 LOG_LINES = 1_000
@@ -33,6 +35,7 @@ MOST_ITEMS = 100
 MOST_PARTS = 20
 """At most this many parts of a run are listed on its page. All of them are in the list of runs."""
 ORIGINS = ("schedule", "manual", "backfill", "planned", "part")
+_ASKED_WHY = ("failed", "skipped")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 NO_LOG = LogWindow(lines=[], numbers=[], older=None, after="0.0", is_end=False, total=0)
 
@@ -92,12 +95,17 @@ async def show_run(request: Request, viewer: Viewer) -> str:
     )
     story = await phases.story(viewer.operations.context, run.id)
     items = await _quarantined(viewer, run.id)
+    found = await viewer.operations(WhyRun(run=run.id)) if run.state in _ASKED_WHY else None
     return await render(
         "run.html",
         **await shell_of(viewer, "runs", f"{run.task} · Run"),
         run=run,
         **await _log(request, viewer, run),
         waiting=waiting,
+        why=found,
+        differences=[difference_in_words(each) for each in found.comparison.differences]
+        if found is not None and found.comparison is not None
+        else [],
         chain=await viewer.operations(ShowChain(run=run.id)),
         story=story,
         fall=waterfall(story, viewer.zone),

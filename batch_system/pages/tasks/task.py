@@ -22,9 +22,13 @@ from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.verbs.access import ListChanges
+from batch_system.verbs.incidents import ListIncidents
 from batch_system.verbs.tasks import ShowTask
+from batch_system.words import INCIDENTS
 
 LONGEST_SOURCE = 2_000
+MOST_OPEN = 10
+"""At most this many open incidents of the task are named."""
 
 
 async def show_task(request: Request, viewer: Viewer) -> str:
@@ -43,6 +47,10 @@ async def show_task(request: Request, viewer: Viewer) -> str:
             name: value for name, value in default_policies().items() if name not in task.policies
         },
         pause_note=await _pause_note(viewer, task),
+        incidents=(
+            await viewer.operations(ListIncidents(task=task.name, limit=MOST_OPEN))
+        ).incidents,
+        headings={str(kind): word.heading for kind, word in INCIDENTS.items()},
     )
 
 

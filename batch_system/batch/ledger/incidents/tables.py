@@ -60,6 +60,7 @@ incidents = Table(
     Index("ix_batch_incidents_open", "opened_at", "id", **where(OPEN_SQL)),
     Index("ix_batch_incidents_opened", "opened_at", "id"),
     Index("ix_batch_incidents_closed", "closed_at", "id", **where("closed_at IS NOT NULL")),
+    Index("ix_batch_incidents_error", "task", "fingerprint", "opened_at"),
     Index("ix_batch_incidents_quiet", "task", "fingerprint", **where("quiet_until IS NOT NULL")),
 )
 
@@ -95,5 +96,6 @@ outbox = Table(
     Index("ix_batch_outbox_unsent", "channel", "due_at", "id", **where(UNSENT_SQL)),
     Index("ix_batch_outbox_due", "channel", "due_at"),
     Index("ix_batch_outbox_created", "created_at", "id"),
+    Index("ix_batch_outbox_incident", "incident", "id", **where("incident IS NOT NULL")),
     Index("uq_batch_outbox_key", "key", unique=True, **where("key IS NOT NULL")),
 )

@@ -1,10 +1,10 @@
-"""What a run waits for and what is in its way, in words for a terminal."""
+"""What a run waits for and what is in its way, in words for a terminal and for `why`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batch_system.cli.options import short, utc
+from batch_system.words import short, utc
 
 if TYPE_CHECKING:
     from batch_system.operations.runs.waiting import (

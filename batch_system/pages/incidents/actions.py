@@ -21,20 +21,18 @@ from batch_system.pages.frame.forms import (
     verb_of,
     whole_id,
 )
-from batch_system.pages.frame.render import render
-from batch_system.pages.frame.shell import shell_of
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.runs.bulks import by_task
 from batch_system.verbs.bulks import BeginBulk, ShowBulk
 from batch_system.verbs.incidents import AcknowledgeIncident, ReopenIncident, ShowIncident
 from batch_system.verbs.run_changes import RetryRun
-from batch_system.words import INCIDENTS
 
 CHANGES = {
     "service.deploy": "a new version was deployed",
     "service.start": "a service was started",
     "settings.change": "a setting was changed",
     "schedule.change": "the schedule was changed",
+    "task.change": "the task's file or policies were changed",
 }
 # The clock of the database may be a little behind; it allows seven days.
 _LEFT = "It leaves “Needs a person”, with your name and note."
@@ -42,46 +40,12 @@ _ACKNOWLEDGED = (
     "Its runs leave “Needs a person” and stand under “Dealt with”, with your name and note. They "
     "stay failed in every count, and can still be retried."
 )
-_LONGEST_NUMBER = 9
 QUIET = {
     "no": None,
     "hour": timedelta(hours=1),
     "day": timedelta(days=1),
     "week": timedelta(days=7, minutes=-5),
 }
-
-
-async def show_incident(request: Request, viewer: Viewer) -> str:
-    """An incident: the links in messages lead here."""
-    incident = await viewer.operations(ShowIncident(incident=request.path_params["incident"]))
-    what = incident.task or incident.subject or incident.kind
-    just_done = _just_done(request)
-    return await render(
-        "incident.html",
-        **await shell_of(viewer, "night", f"Incident: {what}"),
-        incident=incident,
-        what=what,
-        is_of_runs=incident.kind in OF_RUNS,
-        words=INCIDENTS[incident.kind].heading,
-        can_reopen=incident.acknowledged_at is not None or bool(just_done),
-        just_done=just_done,
-    )
-
-
-def _just_done(request: Request) -> str:
-    """What an acknowledgement that left later failures open has just done."""
-    numbers = [request.query_params.get(name, "") for name in ("acknowledged", "still_open")]
-    if not all(
-        number.isascii() and number.isdigit() and len(number) < _LONGEST_NUMBER
-        for number in numbers
-    ):
-        return ""
-    acknowledged, still_open = map(int, numbers)
-    verb = "it is" if still_open == 1 else "they are"
-    return (
-        f"{formatting.counted(acknowledged, 'run')} acknowledged; {still_open:,} failed since, "
-        f"{verb} still open."
-    )
 
 
 async def ask_to_retry(request: Request, viewer: Viewer) -> str:

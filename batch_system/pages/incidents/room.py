@@ -1,0 +1,202 @@
+"""The room of an incident: what broke, what differs from the last good run, and what to do now. The
+links in messages lead here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from batch_system.batch.ledger.states import OF_RUNS
+from batch_system.operations.why import room as rooms
+from batch_system.operations.why.room import Event, Room
+from batch_system.operations.why.text import lines_of
+from batch_system.pages.frame import formatting
+from batch_system.pages.frame.render import render
+from batch_system.pages.frame.shell import shell_of
+from batch_system.pages.frame.viewer import Viewer
+from batch_system.pages.incidents.actions import CHANGES
+from batch_system.pages.night.changes_in_words import settings_in_words
+from batch_system.verbs.why import WhyIncident
+from batch_system.words import INCIDENTS
+
+_LONGEST_NUMBER = 9
+_PARTS = {
+    "version": "version",
+    "file": "task file",
+    "policy": "policies",
+    "setting": "settings",
+    "parameter": "parameters",
+    "schedule": "schedule",
+    "clock": "clock",
+    "node": "host",
+    "duration": "duration",
+    "log": "kinds of log lines",
+}
+
+
+@dataclass(frozen=True)
+class Station:
+    """One event on the way. `css`: how it is marked. `after`: the time until the next one."""
+
+    icon: str
+    css: str
+    what: str
+    when: str
+    words: str
+    after: str
+
+
+async def show_incident(request: Request, viewer: Viewer) -> str:
+    """The page of an incident."""
+    found = await rooms.room(viewer.operations.context, request.path_params["incident"])
+    incident = found.incident
+    word = INCIDENTS[incident.kind]
+    what = incident.task or word.subject or incident.subject or incident.kind
+    just_done = _just_done(request)
+    return await render(
+        "incident.html",
+        **await shell_of(viewer, "incidents", f"Incident: {what}"),
+        room=found,
+        incident=incident,
+        why=found.why,
+        what=what,
+        heading=_heading(found, what, viewer),
+        sentence=_sentence(found, viewer),
+        level="calm" if incident.closed_at else "bad" if incident.kind in OF_RUNS else "watch",
+        stations=_stations(found, viewer),
+        same=formatting.sentence_list([_PARTS[part] for part in found.why.comparison.same])
+        if found.why.comparison is not None
+        else "",
+        differ=_differ(found),
+        as_text="\n".join(lines_of(found.why)),
+        is_of_runs=incident.kind in OF_RUNS,
+        can_reopen=incident.acknowledged_at is not None or bool(just_done),
+        just_done=just_done,
+    )
+
+
+def _differ(found: Room) -> str:
+    """Such as "3 things differ, 7 are the same"; empty without a comparison."""
+    compared = found.why.comparison
+    if compared is None:
+        return ""
+    number, same = len(compared.differences), len(compared.same)
+    differs = f"{formatting.counted(number, 'thing')} {'differs' if number == 1 else 'differ'}"
+    return f"{differs}, {same} {'is' if same == 1 else 'are'} the same"
+
+
+async def download_text(request: Request, viewer: Viewer) -> Response:
+    """The incident as text, for a ticket or a chat."""
+    why = await viewer.operations(WhyIncident(incident=request.path_params["incident"]))
+    return PlainTextResponse("\n".join(lines_of(why)) + "\n")
+
+
+def _heading(found: Room, what: str, viewer: Viewer) -> str:
+    incident = found.incident
+    since = formatting.moment(incident.opened_at, viewer.zone, viewer.now)
+    if found.together:
+        return f"{len(found.together):,} tasks have failed with one error since {since}"
+    if incident.closed_at is not None:
+        closed = formatting.moment(incident.closed_at, viewer.zone, viewer.now)
+        if incident.closed_why == "made_good":
+            return f"{what} has worked again since {closed}"
+        return f"{what}: {INCIDENTS[incident.kind].heading.lower()}, over since {closed}"
+    if incident.kind not in OF_RUNS:
+        return f"{what}: {INCIDENTS[incident.kind].heading.lower()} since {since}"
+    if incident.kind != "failed":
+        return f"{what}: {INCIDENTS[incident.kind].heading.lower()} since {since}"
+    if found.failed <= 1:
+        return f"{what} failed once, {since}"
+    of = f"{found.failed:,} of its last {found.ended:,} runs"
+    return f"{what} has been failing since {since}: {of}"
+
+
+def _sentence(found: Room, viewer: Viewer) -> str:
+    """What came before it, in a sentence or two."""
+    if found.incident.closed_at is not None:
+        number = formatting.counted(found.incident.count, "run")
+        since = formatting.moment(found.incident.opened_at, viewer.zone, viewer.now)
+        return f"It was opened {since}, about {number}."
+    if found.incident.kind not in OF_RUNS:
+        return ""
+    changes = [event for event in found.events if event.kind == "change"]
+    first = next((event for event in found.events if event.kind == "first"), None)
+    sentences = []
+    if changes and first is not None:
+        last = changes[-1]
+        before = formatting.duration((first.at - last.at).total_seconds())
+        words = CHANGES.get(last.action or "", "something changed")
+        sentences.append(f"It began {before} after {words}.")
+    elif found.why.comparison is not None:
+        sentences.append("No change is recorded between the last good run and the first bad one.")
+    if found.good_before:
+        sentences.append(f"Before it, {formatting.counted(found.good_before, 'run')} succeeded.")
+    return " ".join(sentences)
+
+
+def _stations(found: Room, viewer: Viewer) -> list[Station]:
+    events = found.events
+    later = [event.at for event in events[1:]]
+    gaps = [
+        formatting.duration((at - event.at).total_seconds())
+        for event, at in zip(events, later, strict=False)
+    ]
+    return [
+        _station(event, gap, found, viewer) for event, gap in zip(events, [*gaps, ""], strict=True)
+    ]
+
+
+def _station(event: Event, gap: str, found: Room, viewer: Viewer) -> Station:
+    when = formatting.moment(event.at, viewer.zone, viewer.now)
+    compared = found.why.comparison
+    if event.kind == "good" and compared is not None:
+        seconds = compared.good.seconds
+        took = f"took {formatting.duration(seconds)}" if seconds is not None else ""
+        return Station("circle-check", "ok", "Last good", when, took, gap)
+    if event.kind == "change":
+        return Station("settings-2", "", "Change", when, _change_in_words(event), gap)
+    if event.kind == "first":
+        seconds = compared.bad.seconds if compared is not None else None
+        took = f"failed after {formatting.duration(seconds)}" if seconds is not None else ""
+        return Station("circle-x", "no", "First failure", when, took, gap)
+    if event.kind == "outage":
+        words = formatting.counted(event.number, "slot") + " missed"
+        return Station("unplug", "out", "Missed", when, words, gap)
+    if event.kind == "newest":
+        ago = formatting.relative(event.at, viewer.now)
+        return Station("circle-x", "no", "Newest failure", when, ago, gap)
+    if event.kind == "closed":
+        return Station("circle-check", "ok", "Over", when, "", "")
+    ago = formatting.relative(event.at, viewer.now)
+    return Station("calendar-clock", "", "Next slot", when, ago, "")
+
+
+def _change_in_words(event: Event) -> str:
+    before = event.before if isinstance(event.before, dict) else {}
+    after = event.after if isinstance(event.after, dict) else {}
+    if event.action == "service.deploy":
+        return f"{before.get('application') or '?'} → {after.get('application') or '?'}"
+    if event.action == "settings.change":
+        return settings_in_words(event.before, event.after)
+    if event.action == "schedule.change":
+        return f"{before.get('cron', 'none')} → {after.get('cron', 'none')}"
+    return CHANGES.get(event.action or "", "")
+
+
+def _just_done(request: Request) -> str:
+    """What an acknowledgement that left later failures open has just done."""
+    numbers = [request.query_params.get(name, "") for name in ("acknowledged", "still_open")]
+    if not all(
+        number.isascii() and number.isdigit() and len(number) < _LONGEST_NUMBER
+        for number in numbers
+    ):
+        return ""
+    acknowledged, still_open = map(int, numbers)
+    verb = "it is" if still_open == 1 else "they are"
+    return (
+        f"{formatting.counted(acknowledged, 'run')} acknowledged; {still_open:,} failed since, "
+        f"{verb} still open."
+    )
