@@ -12,12 +12,10 @@ COMPILE = $(LOCK) --group build
 
 ifneq ($(UV),)
 VENV = $(UV) venv --quiet --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
-PIP = $(UV) pip
-INTO = --quiet --python .venv/bin/python --compile-bytecode
+INSTALL = $(UV) pip install --quiet --compile-bytecode --python $(1)/bin/python
 else
 VENV = $(PYTHON) -m venv .venv
-PIP = .venv/bin/python -m pip
-INTO = --quiet --disable-pip-version-check
+INSTALL = .venv/bin/python -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endif
 
 .DEFAULT_GOAL := help
@@ -118,11 +116,11 @@ clean: ## remove .venv and every cache
 
 # Nothing here removes a package, so `serve` after `test` leaves the tools where they are.
 $(RUNTIME): .venv/bin/python requirements.lock pyproject.toml
-	$(call install_from,requirements.lock)
+	$(call install,.venv,requirements.lock)
 	@touch $@
 
 $(DEV): .venv/bin/python requirements-dev.lock pyproject.toml
-	$(call install_from,requirements-dev.lock)
+	$(call install,.venv,requirements-dev.lock)
 	@.venv/bin/python -m tests.web.browsers
 	@.venv/bin/python -m tests.pgbouncer
 	@touch $(RUNTIME) $@
@@ -130,10 +128,7 @@ $(DEV): .venv/bin/python requirements-dev.lock pyproject.toml
 $(FLOORS): $(DEV) requirements-floors.lock
 	@rm -rf .venv-floors
 	@.venv/bin/python -m venv --without-pip .venv-floors
-	@.venv/bin/python -m pip --python .venv-floors/bin/python install --quiet --disable-pip-version-check \
-		--require-hashes -r requirements-floors.lock
-	@.venv/bin/python -m pip --python .venv-floors/bin/python install --quiet --disable-pip-version-check \
-		--no-deps --no-build-isolation --editable .
+	$(call install,.venv-floors,requirements-floors.lock)
 	@touch $@
 
 # In a clone, `batch-system` is built beside the library, of the same version.
@@ -146,11 +141,11 @@ dist: tools ## build the wheels of batch-system-core and batch-system, and the s
 release: tools ## make all that a release consists of, in dist/; nothing is tagged or published
 	@.venv/bin/python tools/release.py
 
-define install_from
-@echo "Installing $(1) into .venv …"
-@[ -n "$(UV)" ] || $(PIP) --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
-@$(PIP) install $(INTO) --require-hashes -r $(1)
-@$(PIP) install $(INTO) --no-deps --no-build-isolation --editable .
+define install
+@echo "Installing $(2) into $(1) …"
+@[ -n "$(UV)" ] || .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
+@$(INSTALL) --require-hashes -r $(2)
+@$(INSTALL) --no-deps --no-build-isolation --editable .
 @.venv/bin/python -m compileall -q batch_system service
 endef
 

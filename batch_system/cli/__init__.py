@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from batch_system import escaping
 from batch_system.cli import (
@@ -49,11 +50,6 @@ from batch_system.cli.asked import with_options
 from batch_system.cli.examples import EXAMPLES
 from batch_system.cli.opening import EXIT_CODES, FAILED, INTERRUPTED, MISTAKE
 from batch_system.errors import BatchError
-
-try:
-    from typer.exceptions import TyperException
-except ImportError:  # typer before 0.26 raises the exceptions of click
-    from click import ClickException as TyperException  # type: ignore[assignment]
 
 LONGEST_MESSAGE = 4_000
 """The largest number of characters of an error that is printed on stderr."""

@@ -163,6 +163,8 @@ class Database:
                 lambda context: self._look(context.original_exception),
             )
             event.listen(engine.sync_engine, "do_connect", self._refuse_if_disposed)
+            if self.url.drivername == "postgresql+asyncpg":
+                event.listen(engine.sync_engine, "do_connect", _connect)
             event.listen(engine.sync_engine, "checkout", self._on_checkout)
             event.listen(
                 engine.sync_engine, "checkin", lambda connection, _: limits.release(connection)
@@ -253,7 +255,7 @@ class Database:
     def unreachable(self, error: BaseException) -> DatabaseUnreachable:
         """The error to raise if this database can't be used because of `error`."""
         cause = troubles.cause_of(error, self.kind)
-        if "no such table" in cause or "UndefinedTable" in cause:
+        if "no such table" in cause or troubles.sqlstate_of(error) == troubles.NO_SUCH_TABLE:
             cause += " (a service makes the tables when it first starts)"
         message = f"the database {self.safe_url} can't be used: {cause}. Look at {self.setting}."
         if troubles.is_damage(error):
@@ -368,6 +370,18 @@ def _server_engine(
     return engine
 
 
+def _connect(dialect: Any, _: Any, arguments: Any, options: Any) -> Any:
+    """Connect to PostgreSQL. SQLAlchemy 2.0 does not wrap the error of a server that refuses."""
+    import asyncpg
+
+    try:
+        return dialect.connect(*arguments, **options)
+    except asyncpg.PostgresError as error:
+        wrapped = dialect.dbapi.Error(str(error))
+        wrapped.sqlstate = error.sqlstate
+        raise wrapped from error
+
+
 def _plan_once(connection: Any, *_: Any) -> None:
     connection.driver_connection.first_statement = PLAN_ONCE
 
@@ -401,6 +415,10 @@ def _sqlite_engine(url: URL, pool_size: int, pooled: bool, given: dict[str, Any]
     connect = {**driver, "async_creator_fn": sqlite_connections.open_file}
     engine = create_async_engine(url, connect_args=connect, **options, **given)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    dialect: Any = engine.dialect
+    if not dialect.has_terminate:  # SQLAlchemy 2.0 leaves the file locked instead
+        dialect.has_terminate = True
+        dialect.do_terminate = lambda connection: connection.driver_connection.stop()
     return engine
 
 

@@ -22,6 +22,7 @@ from batch_system.errors import BatchError, DatabaseBusy
 SERIALIZATION_FAILURE = "40001"
 DISK_FULL = "53100"
 READ_ONLY = "25006"
+NO_SUCH_TABLE = "42P01"
 LOCKED = "55P03"
 OF_POOLERS = {"08003", "08P01", "26000", "42P05"}
 """SQLSTATEs of a lost connection, of what the protocol does not allow, and of prepared statements
@@ -51,6 +52,8 @@ part of a word.
 MOST_VALUES = 10_000
 """How many parameters of a statement are looked for in the messages of its error."""
 
+_CLASS = re.compile(r"^<class '[\w.]+'>: ")
+"""What SQLAlchemy 2.0 puts before the text of a server's error."""
 _DETAIL = re.compile(r"\nDETAIL: .*?(?=\nHINT: |\Z)", re.DOTALL)
 _ARGUMENT = re.compile(
     r"(invalid input for query argument \$\d+(?: in element #\d+ of executemany\(\) sequence)?): "
@@ -123,7 +126,8 @@ def cause_of(error: BaseException, kind: str) -> str:
             "; another process may hold its write lock" if kind == "sqlite" else ""
         )
     original = getattr(error, "orig", None) or error
-    cause = (failures.message_of(original) or type(original).__name__).splitlines()[0]
+    text = _CLASS.sub("", failures.message_of(original))
+    cause = (text or type(original).__name__).splitlines()[0]
     if not isinstance(error, DBAPIError | sqlite3.Error | BatchError | OSError):
         cause = f"{type(error).__name__}: {cause}"
     advice = advice_on(error)

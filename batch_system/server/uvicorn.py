@@ -218,10 +218,10 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.config.app.state  # type: ignore[union-attr]
-        try:
+        with contextlib.suppress(SystemExit):  # uvicorn 0.38 only returns
             await super().startup(sockets)
-        except SystemExit:
-            raise state.failure from None
+        if self.lifespan.should_exit:
+            raise state.failure
         self._listening.listen(BACKLOG)  # the event loop has set its own backlog, ACCEPTED_AT_ONCE
         collect_garbage_less_often()
         uvicorn_log.setLevel("WARNING")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from copy import copy
 from inspect import Parameter, Signature
 from typing import Annotated, Any, cast
 
@@ -16,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPBearer
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.responses import Response
 
 from batch_system.concurrency.offload import offload
@@ -247,9 +246,9 @@ def _body(verb: type[Verb], names: Sequence[str]) -> type[Body]:
     """The model of what a request sends in its body."""
     fields: dict[str, Any] = {}
     for name in names:
-        info = copy(verb.model_fields[name])
-        info.description = description_of(info)
-        fields[name] = (info.annotation, info)
+        info = verb.model_fields[name]
+        described = Field(description=description_of(info))
+        fields[name] = operator.getitem(Annotated, (info.annotation, info, described))
     return create_model(
         verb.__name__, __base__=Body, __doc__=paragraphs_of(verb)[0], __module__=__name__, **fields
     )

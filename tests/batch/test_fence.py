@@ -668,9 +668,11 @@ async def test_giving_up_an_attempt_rolls_back_its_transactions(
     await has_written.wait()
     started.attempt.interrupt("the service stopped")
     await started.ending
-    async with asyncio.timeout(SECONDS), fenced.engine.begin() as connection:
-        await connection.execute(insert(User).values(email="next"))
-    go_on.set()
+    try:
+        async with asyncio.timeout(SECONDS), fenced.engine.begin() as connection:
+            await connection.execute(insert(User).values(email="next"))
+    finally:
+        go_on.set()  # otherwise the event loop would wait for it for ever
     await until(lambda: _true(bool(tried)))
     assert await emails(fenced) == ["next"]
     async with asyncio.timeout(SECONDS):

@@ -102,3 +102,12 @@ async def test_the_setting_makes_errors_show_their_values(database_url: str) -> 
     database = Database(database_url, setting="DATABASE_URL", pooled=False, shows_values=True)
     row = {"email": SECRET, "age": 1}
     assert SECRET in str(await error_of(database, ADD, row, row, table=TABLE))
+
+
+async def test_a_missing_table_is_told_with_the_way_to_make_it(database_url: str) -> None:
+    database = Database(database_url, setting="LEDGER_URL")
+    missing = await error_of(database, text("SELECT * FROM batch_tasks"), {})
+    told = str(database.unreachable(missing))
+    assert "batch_tasks" in told and "(a service makes the tables when it first starts)" in told
+    assert "<class" not in told
+    await database.dispose()
