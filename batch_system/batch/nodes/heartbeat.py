@@ -98,6 +98,8 @@ class Heartbeat:
     """The process that holds the write lock of the ledger's file, as found since the last
     success.
     """
+    _file: str | None = None
+    """The ledger's file; None on PostgreSQL."""
     _is_gone = False
     """Whether a turn since the last success has found that the ledger is gone."""
     _own_loop: asyncio.AbstractEventLoop | None = None
@@ -241,6 +243,7 @@ class Heartbeat:
             pooler=self._pooler,
         )
         database.on_damage = self.on_damage
+        self._file = database.url.database if database.kind == "sqlite" else None
         wakes = Wakes(database, self._node, self._on_wake)
         try:
             with tracing.suppressed():
@@ -305,6 +308,8 @@ class Heartbeat:
         No run is the cause if the ledger was gone, if another process has its lock, or if the
         machine slept.
         """
+        if self.turn is not None:  # it waits for the ledger, and has not failed yet
+            self._find_holder()
         slept = (clock.boottime() - self._worked_at) - (clock.monotonic() - self._awake_at)
         if self._is_gone or slept > SLEPT_SECONDS or self._holder not in (None, os.getpid()):
             return None
@@ -315,6 +320,11 @@ class Heartbeat:
                 f"its process held the ledger's lock for {seconds:.0f} s while it ran", since, True
             )
         return LostLease("its node could not reach the ledger while it ran", since)
+
+    def _find_holder(self) -> None:
+        """Remember which process holds the write lock of the ledger's file now."""
+        if self._file is not None:
+            self._holder = lock_holder.of_write_lock(self._file) or self._holder
 
     async def _turn(self, database: Database) -> None:
         began_at = clock.boottime()
@@ -348,10 +358,7 @@ class Heartbeat:
                 logger.exception("the heartbeat has failed, the next attempt is in a second")
             self.trouble = troubles.advice_on(error) or type(error).__name__
             self._trouble_at = began_at if self._trouble_at is None else self._trouble_at
-            if database.kind == "sqlite":
-                self._holder = (
-                    lock_holder.of_write_lock(database.url.database or "") or self._holder
-                )
+            self._find_holder()
             self._is_gone |= not troubles.is_busy(error, database.kind)
             self._beat_at = self._look_at = look_at
             # The next poll finds them again. Until then there is no more than one turn a second.
