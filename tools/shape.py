@@ -3,9 +3,9 @@ through.
 
     python tools/shape.py
 
-A module is a file of `service/`. Its importers are the other modules of `service/` that import it,
+A module is a file of `batch_system/`. Its importers are the other modules of `batch_system/` that import it,
 anywhere in their text. The walk is that of one slot on SQLite, from the moment it is due until its
-outcome is in the ledger: every function of `service/` that Python calls in the process, and the
+outcome is in the ledger: every function of `batch_system/` that Python calls in the process, and the
 files that these functions are in.
 """
 
@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "service"
+PACKAGE = ROOT / "batch_system"
 SHORT = 80
 """A module with fewer lines and one importer, in its own folder, is a candidate to be merged with
 that importer.
@@ -47,7 +47,7 @@ TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
 
 
 def imported_by(name: str) -> set[str]:
-    """The modules of `service/` that this module imports."""
+    """The modules of `batch_system/` that this module imports."""
     found = set()
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
@@ -62,9 +62,9 @@ IMPORTS = {name: imported_by(name) for name in FILES}
 
 
 def folder_of(name: str) -> str:
-    """The folder of a module. A module beside the folders of `service/` is a room of its own."""
+    """The folder of a module. A module beside the folders of `batch_system/` is a room of its own."""
     folder = name.rpartition(".")[0]
-    return name if FILES[name].name == "__init__.py" or folder == "service" else folder
+    return name if FILES[name].name == "__init__.py" or folder == "batch_system" else folder
 
 
 ARROWS = {
@@ -96,7 +96,7 @@ def small_and_alone() -> list[str]:
 
 def files_with_state() -> list[str]:
     """The modules of the doors in which the state `failed` stands as text."""
-    doors = tuple(f"service.{door.replace('/', '.')}." for door in DOORS)
+    doors = tuple(f"batch_system.{door.replace('/', '.')}." for door in DOORS)
     return [
         name
         for name, tree in TREES.items()
@@ -109,7 +109,7 @@ def files_with_state() -> list[str]:
 
 def hands_over(path: Path, name: str, line: int, others: set[str]) -> bool:
     """Whether the function at this line is one statement: a call of one of these other functions of
-    `service/`, or an await of that.
+    `batch_system/`, or an await of that.
     """
     tree = TREES.get(name_of(path))
     for node in ast.walk(tree) if tree else ():
@@ -147,7 +147,7 @@ class Each(BaseTask):
 
 
 class Walk:
-    """The functions of `service/` that Python calls while it is followed, by file, name and
+    """The functions of `batch_system/` that Python calls while it is followed, by file, name and
     line.
     """
 
