@@ -422,6 +422,11 @@ async def test_a_viewer_sees_nothing_of_a_secret_task(batch: Batch, watch: Watch
         answer = await why(batch, verb, VIEWER)
         assert "Ada" not in answer.model_dump_json() and "ValueError" not in said(answer)
         assert "2026-01-01 00:01:00Z" in said(answer)
+    async with batch._service() as service:
+        await service.operations.by(MARA)(PauseTask(name="payroll", note="Ada has moved"))
+    for actor, sees in ((ANN, True), (VIEWER, False)):
+        text = said(await why(batch, WhyTask(name="payroll"), actor))
+        assert "mara paused payroll" in text and ("Ada has moved" in text) == sees
 
 
 async def test_nothing_is_wrong(batch: Batch) -> None:

@@ -70,7 +70,8 @@ async def pause_of(asked: Asked, name: str, row: dict[str, Any] | None = None) -
     event = (
         await asked.connection.execute(audit.listing(1, task=name, action="task.pause"))
     ).first()
-    note = f": {cut(event.note, LONGEST_NOTE)}" if event is not None and event.note else ""
+    has_note = event is not None and event.note and not asked.hides(name)
+    note = f": {cut(event.note, LONGEST_NOTE)}" if event is not None and has_note else ""
     opened = (await schedules.open_schedules(asked.connection)).get(name)
     slots = ""
     until = min(asked.now, row["paused_until"] or asked.now)
@@ -156,7 +157,8 @@ async def _changed(asked: Asked, name: str) -> list[Reason]:
     """What has changed about the task itself in the last days, and its clock in the last day."""
     query = audit.listing(changes.MOST, since=asked.now - CHANGED, task=name)
     events = (await asked.connection.execute(query)).all()
-    its = [event for event in events if event.action in changes.OF_TASK][:MOST_CHANGES]
+    shown = ("schedule.change",) if asked.hides(name) else changes.OF_TASK
+    its = [event for event in events if event.action in shown][:MOST_CHANGES]
     reasons = [
         Reason(kind="changed", text=f"{utc(event.at)} {in_words(event)}", at=event.at)
         for event in its

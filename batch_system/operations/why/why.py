@@ -35,6 +35,8 @@ from batch_system.operations.why.results import Comparison, Reason, Why
 from batch_system.words import INCIDENTS, short, utc
 
 LONGEST_ERROR = 500
+MOST_INCIDENTS = 100
+"""The incident of a run is searched for among this many of the newest ones with its error."""
 _HIDDEN = Reason(
     kind="hidden", text=f"the task has the tag {SECRET_TAG}, so a viewer sees only states and times"
 )
@@ -79,18 +81,22 @@ async def _of_run(asked: Asked, row: dict[str, Any]) -> Why:
     state, task = row["state"], row["task"]
     of = f"slot {utc(row['slot'])}" if row["slot"] is not None else f"made {utc(row['created_at'])}"
     verdict = f"run {short(row['id'])} of {task}, {of}: {state}"
-    if state == RunState.FAILED and row["attempt"] > 1:
-        verdict += f" after {row['attempt'] - row['attempts_before']:,} attempts"
+    attempts = row["attempt"] - row["attempts_before"]
+    if state == RunState.FAILED and attempts > 1:
+        verdict += f" after {attempts:,} attempts"
     if asked.hides(task):
         return Why(kind="run", id=row["id"], task=task, verdict=verdict, reasons=[_HIDDEN])
-    if row["fingerprint"] is not None:
+    found = row["fingerprint"]
+    if found is not None and state != RunState.SKIPPED:
         return await _of_failure(asked, row, verdict)
     reasons = await _of_state(asked, row)
+    incident = await _incident_of(asked.connection, row) if found is not None else None
     return Why(
         kind="run",
         id=row["id"],
         task=task,
         verdict=verdict,
+        incident=incident.id if incident is not None else None,
         reasons=reasons,
         keeps_back=await _kept_back(asked.connection, row["id"]) if state in FINAL else (),
         next=commands.for_run(row, reasons),
@@ -100,9 +106,9 @@ async def _of_run(asked: Asked, row: dict[str, Any]) -> Why:
 async def _of_failure(asked: Asked, row: dict[str, Any], verdict: str) -> Why:
     """A run with which something was wrong: it failed, or ended otherwise with a finding."""
     connection, task, run = asked.connection, row["task"], row["id"]
-    incident = await _incident_of(connection, task, row["fingerprint"], row)
+    incident = await _incident_of(connection, row)
     first = await _first_failure(connection, incident, row)
-    reasons = await _recurrence(connection, incident, first, row)
+    reasons = await _recurrence(connection, incident, first)
     reasons += await _endings(asked, row)
     comparison, good = await _compared(asked, task, first, run)
     reasons.append(good)
@@ -203,30 +209,22 @@ async def _endings(asked: Asked, row: dict[str, Any]) -> list[Reason]:
     return reasons
 
 
-async def _incident_of(
-    connection: AsyncConnection, task: str, fingerprint: str, row: dict[str, Any] | None = None
-) -> Row[Any] | None:
-    """The newest incident of an error: the one with which a run was acknowledged, or that of its
-    fingerprint.
+async def _incident_of(connection: AsyncConnection, row: dict[str, Any]) -> Row[Any] | None:
+    """The incident of a run's error: the one with which the run was acknowledged, or the one that
+    was open when it had failed.
     """
     theirs = (
-        incidents_table.c.task == task,
-        incidents_table.c.fingerprint.in_([fingerprint, incidents.MORE]),
+        incidents_table.c.task == row["task"],
+        incidents_table.c.fingerprint.in_([row["fingerprint"], incidents.MORE]),
         incidents_table.c.kind.in_(OF_RUNS),
     )
-    newest = incidents_table.c.opened_at.desc()
-    query = select(incidents_table).where(*theirs).order_by(newest).limit(100)
-    found = (await connection.execute(query)).all()
-    if row is not None and row["acknowledged"] is not None:
-        named = next((each for each in found if each.id == row["acknowledged"]), None)
-        if named is not None:
-            return named
-    before = row["created_at"] if row is not None else None
-    own = [each for each in found if each.fingerprint == fingerprint] or found
-    if before is None:
-        return own[0] if own else None
+    newest = select(incidents_table).where(*theirs).order_by(incidents_table.c.opened_at.desc())
+    found = (await connection.execute(newest.limit(MOST_INCIDENTS))).all()[::-1]
+    own = [each for each in found if each.fingerprint == row["fingerprint"]] or found
     # An incident is opened after its first run was made, and closed after its last one was.
-    return next((e for e in own if e.closed_at is None or e.closed_at > before), None)
+    then = (each for each in own if each.closed_at is None or each.closed_at > row["created_at"])
+    named = (each for each in found if each.id == row["acknowledged"])
+    return next(named, None) or next(then, None)
 
 
 async def _first_failure(
@@ -242,8 +240,9 @@ async def _first_failure(
 
 
 async def _recurrence(
-    connection: AsyncConnection, incident: Row[Any] | None, first: datetime, row: dict[str, Any]
+    connection: AsyncConnection, incident: Row[Any] | None, first: datetime
 ) -> list[Reason]:
+    """How often it has happened, in how many tasks, and who takes care of it."""
     if incident is None:
         return []
     number = incident._mapping["count"]
@@ -353,9 +352,11 @@ async def _of_incident(asked: Asked, row: Row[Any]) -> Why:
     reasons: list[Reason] = []
     more: dict[str, Any] = {}
     failed = await _failure_of(connection, row, is_first=True) if row.kind in OF_RUNS else None
-    if failed is not None:
+    if failed is not None and failed["state"] == RunState.SKIPPED:
+        reasons += await _skipped(connection, failed)
+    elif failed is not None:
         first = failed["created_at"]
-        reasons += await _recurrence(connection, row, first, failed)
+        reasons += await _recurrence(connection, row, first)
         comparison, good = await _compared(asked, row.task, first, failed["id"])
         reasons.append(good)
         more = {
