@@ -57,7 +57,7 @@ LONGEST_MESSAGE = 4_000
 ABOUT = {
     "backup": "Make, verify, compare, copy and restore backups.",
     "token": "Make, list and revoke tokens, by which programs and people use the HTTP API.",
-    "alerts": "Try out the channels that incidents are sent to.",
+    "alerts": "List the messages about incidents, and try out the channels.",
 }
 """What the groups of commands are for."""
 BACKUPS: dict[str, dict[str, Any]] = {
@@ -91,6 +91,7 @@ TOKENS: dict[str, dict[str, Any]] = {
 }
 ALERTS: dict[str, dict[str, Any]] = {
     "Alerts": {
+        "list": incidents.messages,
         "test": incidents.send_test,
     },
 }

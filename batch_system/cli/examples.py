@@ -67,6 +67,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "unmute": {
         "batch unmute load": "Send messages about the task again.",
     },
+    "alerts list": {
+        "batch alerts list": "List the newest messages about incidents.",
+        "batch alerts list --state given_up": "List those that no channel has taken.",
+        "batch alerts list --json": "Print the list as JSON for a program.",
+    },
     "alerts test": {
         "batch alerts test": "Send a test message to all channels.",
         "batch alerts test --to payments": "Send it to the channels with this name only.",

@@ -1,4 +1,4 @@
-"""`batch incidents`, `batch ack`, `batch mute`, `batch unmute` and `batch alerts test`."""
+"""`batch incidents`, `batch ack`, `batch mute`, `batch unmute` and `batch alerts …`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from batch_system.words import short, utc
 
 if TYPE_CHECKING:
     from batch_system.operations.asking.filter import RunFilter
-    from batch_system.operations.incidents.results import Acknowledged, Incident
+    from batch_system.operations.incidents.results import Acknowledged, Incident, Message
     from batch_system.verbs.following import Operations
-    from batch_system.verbs.incidents import ListIncidents, SendTestMessage
+    from batch_system.verbs.incidents import ListIncidents, ListMessages, SendTestMessage
     from batch_system.verbs.tasks import MuteTask, UnmuteTask
 
 COLUMNS = [
@@ -220,6 +220,26 @@ def unmute(asked: UnmuteTask, as_json: AsJson = False) -> None:
             if unmuted.was_muted
             else f"{asked.name} is not muted"
         )
+
+
+@asks("asked", "batch_system.verbs.incidents:ListMessages", without=("limit", "after"))
+def messages(asked: ListMessages, limit: Limit = 50, as_json: AsJson = False) -> None:
+    """List the messages about incidents, the newest first: sent, waiting or given up."""
+    from batch_system import console
+
+    found = ask(lambda operations: pages(operations, asked, limit), needs_tasks=False)
+    listed: list[Message] = [message for page in found for message in page.messages]
+    if as_json:
+        console.show_json(listed)
+    elif listed:
+        rows = [
+            {**each.model_dump(), "incident": each.incident and short(each.incident)}
+            for each in listed
+        ]
+        columns = ["created_at", "channel", "kind", "state", "incident", "attempts", "error"]
+        console.show_fitted(rows, columns, ["error", "channel"])
+    else:
+        console.warn("batch: no message is like this")
 
 
 @asks("asked", "batch_system.verbs.incidents:SendTestMessage", names={"channels": "--to"})

@@ -13,6 +13,7 @@ from batch_system.operations.incidents.results import (
     Incident,
     IncidentDetails,
     IncidentPage,
+    MessagePage,
     SentTest,
 )
 from batch_system.verbs.fields import Ahead, Cursor, IncidentId, Instant, Reason, TaskName
@@ -98,6 +99,26 @@ class ReopenIncident(
         from batch_system.operations.incidents import change
 
         return await change.reopen(context, self.incident)
+
+
+class ListMessages(Verb, role="operator", http=get("/alerts", tag="incidents")):
+    """List the messages about incidents, the newest first, a page at a time: those that were sent,
+    those that wait, and those that were given up.
+    """
+
+    state: Literal["waiting", "sent", "given_up"] | None = Field(
+        None, description="Only messages in this state."
+    )
+    channel: Channel | None = Field(None, description="Only messages to this channel.")
+    limit: int = Field(
+        50, ge=1, le=MOST_INCIDENTS, description="How many messages the page has at most."
+    )
+    after: Cursor | None = None
+
+    async def perform(self, context: Context) -> MessagePage:
+        from batch_system.operations.incidents import read
+
+        return await read.list_messages(context, self.state, self.channel, self.limit, self.after)
 
 
 class SendTestMessage(

@@ -112,6 +112,7 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     why.WhyTask: lambda w: {"name": "report"},
     why.WhyIncident: lambda w: {"incident": w.incident},
     incidents.ShowIncident: lambda w: {"incident": w.incident[-8:]},
+    incidents.ListMessages: lambda w: {"state": "waiting"},
     incidents.AcknowledgeIncident: lambda w: {"incident": w.incident, "note": "known"},
     incidents.ReopenIncident: lambda w: {"incident": w.incident},
     run_changes.StartRun: lambda w: {"name": "report", "parameters": {"day": "x"}, "key": "one"},

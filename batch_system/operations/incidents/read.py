@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents import problem as one_error
 from batch_system.batch.ledger import chains
-from batch_system.batch.ledger.incidents import incidents
+from batch_system.batch.ledger.incidents import incidents, outbox
 from batch_system.batch.ledger.states import OF_RUNS, IncidentKind
 from batch_system.errors import UnknownIncident
 from batch_system.escaping import echoed
@@ -23,6 +23,8 @@ from batch_system.operations.incidents.results import (
     Incident,
     IncidentDetails,
     IncidentPage,
+    Message,
+    MessagePage,
 )
 from batch_system.operations.people.redacting import hidden_tasks
 
@@ -78,6 +80,34 @@ async def with_same_error(context: Context, incident: str) -> Sequence[Incident]
         assert connection is not None
         hidden = await hidden_tasks(connection, context)
         return [shown(each, hidden) for each in await open_failures.one_problem(connection, row)]
+
+
+async def list_messages(
+    context: Context,
+    state: Literal["waiting", "sent", "given_up"] | None = None,
+    channel: str | None = None,
+    limit: int = 50,
+    after: str | None = None,
+) -> MessagePage:
+    """A page of the messages about incidents. Raises InvalidParameters for a cursor that no page
+    has given.
+    """
+    limit = min(limit, MOST_INCIDENTS)
+    before = parse_cursor(after) if after is not None else None
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return MessagePage(messages=[], after=None)
+        query = outbox.listing(limit + 1, before, state, channel)
+        rows = (await connection.execute(query)).mappings().all()
+    listed = [message_of(row) for row in rows[:limit]]
+    key = cursor_of((listed[-1].created_at, listed[-1].id)) if len(rows) > limit else None
+    return MessagePage(messages=listed, after=key)
+
+
+def message_of(row: Mapping[Any, Any]) -> Message:
+    """A row of the outbox as people and programs read it."""
+    state = "sent" if row["sent_at"] else "given_up" if row["given_up_at"] else "waiting"
+    return Message.of(row, state=state)
 
 
 async def find(connection: AsyncConnection | None, incident: str) -> Any:

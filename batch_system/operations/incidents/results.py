@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Literal
 
 from batch_system.batch.ledger.states import IncidentKind
 from batch_system.operations.asking.results import KeptBack, Result
@@ -78,6 +79,36 @@ class Muted(Result):
     until: datetime
     by: str
     note: str | None
+
+
+class Message(Result):
+    """A message to one channel. `kind`: opened, repeated, closed, digest, test, … `state`: waiting,
+    sent or given_up.
+
+    `due_at`: when it is sent, or tried again. `attempts`: how often that was tried. `error`: why
+    the last try failed, or why it was given up.
+    """
+
+    id: str
+    channel: str
+    kind: str
+    state: Literal["waiting", "sent", "given_up"]
+    incident: str | None
+    created_at: datetime
+    due_at: datetime
+    attempts: int
+    sent_at: datetime | None
+    given_up_at: datetime | None
+    error: str | None
+
+
+class MessagePage(Result):
+    """A page of messages, the newest first. `after`: the cursor of the next page; None at the
+    end.
+    """
+
+    messages: list[Message]
+    after: str | None
 
 
 class SentTest(Result):

@@ -22,7 +22,7 @@ from batch_system.concurrency.offload import offload
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import Line, Result
 from batch_system.operations.incidents import open_failures, read
-from batch_system.operations.incidents.results import Incident, IncidentDetails
+from batch_system.operations.incidents.results import Incident, IncidentDetails, Message
 from batch_system.operations.people.redacting import hidden_tasks
 from batch_system.operations.why import changes, why
 from batch_system.operations.why.asked import Asked
@@ -46,17 +46,6 @@ class Event(Result):
     after: Any = None
     number: int = 0
     run: str | None = None
-
-
-class Message(Result):
-    """A message about the incident to one channel."""
-
-    channel: str
-    kind: str
-    created_at: datetime
-    sent_at: datetime | None
-    given_up_at: datetime | None
-    error: str | None
 
 
 class OneOf(Result):
@@ -269,7 +258,7 @@ async def _earlier(asked: Asked, row: Row[Any]) -> list[Incident]:
 async def _messages(connection: AsyncConnection, incident: str) -> list[Message]:
     query = select(outbox).where(outbox.c.incident == incident).order_by(outbox.c.id.desc())
     rows = (await connection.execute(query.limit(MOST_MESSAGES))).all()
-    return [Message.of(each._mapping) for each in reversed(rows)]
+    return [read.message_of(each._mapping) for each in reversed(rows)]
 
 
 async def _together(asked: Asked, row: Row[Any]) -> list[OneOf]:

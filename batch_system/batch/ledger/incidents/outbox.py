@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Row, Select, TextClause, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import json_rows
@@ -159,6 +159,34 @@ async def next_due(connection: AsyncConnection) -> dict[str, datetime]:
         .group_by(outbox.c.channel)
     )
     return {row[0]: row[1] for row in await connection.execute(query)}
+
+
+def listing(
+    limit: int,
+    before: tuple[datetime, str] | None = None,
+    state: str | None = None,
+    channel: str | None = None,
+) -> Select[Any]:
+    """A query for a page of messages, the newest first. `before`: the (created_at, id) of the last
+    one of the previous page. `state`: waiting, sent or given_up.
+    """
+    query = select(outbox).order_by(outbox.c.created_at.desc(), outbox.c.id.desc()).limit(limit)
+    if before is not None:
+        at, last = before
+        is_older = (outbox.c.created_at == at) & (outbox.c.id < last)
+        query = query.where((outbox.c.created_at < at) | is_older)
+    if state is not None:
+        query = query.where(_STATES[state])
+    if channel is not None:
+        query = query.where(outbox.c.channel == channel)
+    return query
+
+
+_STATES: dict[str, ColumnElement[bool] | TextClause] = {
+    "waiting": text(UNSENT_SQL),
+    "sent": outbox.c.sent_at.is_not(None),
+    "given_up": outbox.c.given_up_at.is_not(None),
+}
 
 
 async def prune(connection: AsyncConnection, before: datetime) -> int:
