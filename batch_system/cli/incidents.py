@@ -74,7 +74,7 @@ def incidents(asked: ListIncidents, limit: Limit = 50, as_json: AsJson = False) 
     "wanted",
     "batch_system.operations.asking.filter:RunFilter",
     names=FILTER,
-    without=("state", "origin", "parent", "node"),
+    without=("state", "not_state", "origin", "parent", "node"),
 )
 def ack(
     wanted: RunFilter,

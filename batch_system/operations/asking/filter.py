@@ -93,6 +93,10 @@ class RunFilter(BaseModel):
     state: list[RunState] = Field(
         [], max_length=len(RunState), description="Only runs in one of these states."
     )
+    not_state: list[RunState] = Field(
+        [], max_length=len(RunState), description="No runs in one of these states."
+    )
+    exclude: list[TaskName] = Field([], max_length=100, description="No runs of these tasks.")
     origin: list[Origin] = Field(
         [], max_length=len(Origin), description="Only runs of one of these origins."
     )
@@ -136,6 +140,14 @@ class RunFilter(BaseModel):
             return cls(**conditions)
         except ValidationError as error:
             raise InvalidParameters(in_words(error, cls)) from None
+
+    @property
+    def states(self) -> frozenset[str]:
+        """The states that are meant; empty for all. Raises InvalidParameters if none is left."""
+        meant = frozenset(self.state or RunState) - frozenset(self.not_state)
+        if not meant:
+            raise InvalidParameters("state and not_state: they leave no state")
+        return meant if self.state or self.not_state else frozenset()
 
     @property
     def params(self) -> dict[str, str]:

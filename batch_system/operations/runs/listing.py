@@ -34,7 +34,8 @@ def query_of(
     return RunQuery(
         task=wanted.task,
         tasks=tasks,
-        states=frozenset(wanted.state),
+        without=frozenset(wanted.exclude),
+        states=wanted.states,
         origins=frozenset(wanted.origin),
         node=wanted.node,
         params=wanted.params,
@@ -67,7 +68,7 @@ async def page(
     before = parse_cursor(after) if after is not None else None
     query = query_of(wanted, tasks, by_slot)
     if query.params or query.text is not None:
-        query = replace(query, without=hidden)
+        query = replace(query, without=query.without | hidden)
     rows, key = await run_query.page(connection, query, limit, before)
     now = await database_time.now_of(connection)
     awaits = await awaited(

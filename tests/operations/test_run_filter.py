@@ -1,0 +1,44 @@
+"""Lists of runs without those of some states or tasks."""
+
+from __future__ import annotations
+
+import pytest
+
+from batch_system.batch.ledger.states import RunState
+from batch_system.database.engine import Database
+from batch_system.errors import InvalidParameters
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations
+from batch_system.settings.settings import Settings
+from batch_system.verbs.runs import ListRuns
+from tests.incidents.watching import failed, succeeded
+
+
+@pytest.fixture
+async def operations(ledger: Database) -> Operations:
+    await failed(ledger, "load")
+    await succeeded(ledger, "load")
+    await succeeded(ledger, "report")
+    await failed(ledger, "extract")
+    return Operations(ledger, ledger, Loaded, Settings(), are_ready=True)
+
+
+async def listed(operations: Operations, **conditions: list[str]) -> set[tuple[str, str]]:
+    page = await operations(ListRuns.model_validate(conditions))
+    return {(run.task, run.state) for run in page.runs}
+
+
+async def test_runs_of_some_states_or_tasks_are_left_out(operations: Operations) -> None:
+    assert await listed(operations, not_state=["succeeded"]) == {
+        ("load", "failed"),
+        ("extract", "failed"),
+    }
+    assert await listed(operations, exclude=["load", "extract"]) == {("report", "succeeded")}
+    both = {"state": ["failed", "succeeded"], "not_state": ["failed"], "exclude": ["report"]}
+    assert await listed(operations, **both) == {("load", "succeeded")}
+
+
+async def test_a_filter_that_leaves_no_state_is_refused(operations: Operations) -> None:
+    for given in ([RunState.FAILED], list(RunState)):
+        with pytest.raises(InvalidParameters, match="they leave no state"):
+            await operations(ListRuns(state=[RunState.FAILED], not_state=given))
