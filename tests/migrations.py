@@ -31,6 +31,12 @@ def upgrade() -> None:
 """
 
 
+def following(history: History, number: int = 1) -> str:
+    """The name that the next migration of a history will have, or that of a later one."""
+    prefix, last = history.revisions[-1].rsplit("_", 1)
+    return f"{prefix}_{int(last) + number:04}"
+
+
 def add_migration(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
@@ -43,9 +49,7 @@ def add_migration(
     `oldest`: the oldest revision that code must know afterwards; None: the new one. Returns the
     name of the new revision.
     """
-    before = history.revisions[-1]
-    prefix, number = before.rsplit("_", 1)
-    revision = f"{prefix}_{int(number) + 1:04}"
+    before, revision = history.revisions[-1], following(history)
     copied = folder / f"{revision}_migrations"
     shutil.copytree(history.folder, copied)
     text = MIGRATION.format(

@@ -71,8 +71,12 @@ from batch_system.operations.operations import Operations
 from batch_system.operations.runs import late as night_late
 from batch_system.operations.runs import phases
 from batch_system.operations.tasks import overview
+from batch_system.operations.why import room as rooms
 from batch_system.settings.pools import DEFAULT_POOL
+from batch_system.verbs.incidents import ListIncidents
 from batch_system.verbs.night import ShowStatus
+from batch_system.verbs.runs import ListRuns
+from batch_system.verbs.why import WhyRun, WhyTask
 from service.application.models import User
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
@@ -124,6 +128,10 @@ IN_ORDER = {
     "overview": r"(SCAN|Seq Scan on) (batch_(tasks|schedules|nodes)\b|t$|batch_tally t$)"
     r"|INDEX (ix_batch_runs_(held|open_failures)|ix_batch_nodes_live"
     r"|(\w+_batch_quarantine_1|pk_batch_quarantine)$)",
+    "why": r"(SCAN|Seq Scan on) (batch_(tasks|schedules|nodes)\b|t$)"
+    r"|INDEX (ix_batch_incidents_open(ed)?|uq_batch_incidents_open|ix_batch_runs_(held|retry_due)"
+    r"|ix_batch_nodes_live|ix_batch_events_action|\w+_batch_(nodes|quarantine)_1"
+    r"|pk_batch_(nodes|quarantine))$|Seq Scan on batch_quarantine$",
     "strip": r"USING INDEX ix_batch_nodes_live$",
     "tickets": r"USING (COVERING )?INDEX ix_batch_runs_held",
 }
@@ -319,7 +327,7 @@ BY_KIND = {
     "overview": {"uq_batch_schedules_open", "ix_batch_runs_created"},
     "night": {"uq_batch_schedules_open", "ix_batch_previews_expires"},
     "unserved": {"ix_batch_runs_queue"},
-    "check": {"ix_batch_incidents_closed"},
+    "check": {"ix_batch_incidents_closed", "ix_batch_incidents_error"},
     "prune": {"ix_batch_waits_slot"},
 }
 """Only one of the two uses these. A cancel locks members on PostgreSQL; for the others there are
@@ -570,6 +578,13 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await schedules.in_use(connection)
     with plans.of("night"):
         await Operations(ledger, application, Loaded, Settings())(ShowStatus())
+    asked = Operations(ledger, application, Loaded, Settings())
+    incident = (await asked(ListIncidents(state="all", limit=1))).incidents[0].id
+    with plans.of("why"):
+        await rooms.room(asked.context, incident)
+        await asked(WhyTask(name="over-1"))
+        failed = (await asked(ListRuns(state=[RunState.FAILED], limit=1))).runs
+        await asked(WhyRun(run=failed[0].id))
     with plans.of("overview"):
         await overview.overview(
             Operations(ledger, application, Loaded, Settings()).context, "all", "", 0

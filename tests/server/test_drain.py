@@ -134,6 +134,7 @@ class Case:
     took: float = field(default=float("inf"), init=False)
     """Seconds from the last signal to the end of the process."""
     asked_at: float = field(init=False, repr=False)
+    heard_at: float | None = field(default=None, init=False, repr=False)
     asked: datetime = field(init=False, repr=False)
 
     @property
@@ -228,8 +229,13 @@ class Case:
             assert time.monotonic() < give_up_at, self.said
             time.sleep(0.05)
 
-    def asked_before(self, seconds: float) -> bool:
-        return time.monotonic() - self.asked_at > seconds
+    def was_heard_before(self, seconds: float) -> bool:
+        """Whether the process had heard the first signal so many seconds ago. A busy machine may
+        tell it late.
+        """
+        if self.heard_at is None and "Stopping: " in self.said:
+            self.heard_at = time.monotonic()
+        return self.heard_at is not None and time.monotonic() - self.heard_at > seconds
 
 
 def stop_all(cases: list[Case]) -> None:
@@ -243,11 +249,7 @@ def stop_all(cases: list[Case]) -> None:
                     os.kill(pid, case.signals[round])
         for case in cases:
             if len(case.signals) > round + 1:
-                case.until(
-                    lambda case=case: (
-                        "Stopping: " in case.said and case.asked_before(SAME_REQUEST_SECONDS)
-                    )
-                )
+                case.until(lambda case=case: case.was_heard_before(SAME_REQUEST_SECONDS))
     waiting = list(cases)
     give_up_at = time.monotonic() + END_SECONDS
     while waiting and time.monotonic() < give_up_at:

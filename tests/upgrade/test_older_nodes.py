@@ -66,9 +66,9 @@ async def revision(database: Database) -> str:
 async def test_a_living_node_of_an_older_ledger_keeps_it_as_it_is_and_is_named(
     older: Database,
 ) -> None:
-    with pytest.raises(
-        DatabaseInUse, match=r"ledger_0028: pid 4711 on web-1 \(version 0.1\)\. Stop it.*LEASE_SEC"
-    ):
+    newest = LEDGER_HISTORY.revisions[-1]
+    named = rf"{newest}: pid 4711 on web-1 \(version 0.1\)\. Stop it.*LEASE_SEC"
+    with pytest.raises(DatabaseInUse, match=named):
         await migrate_ledger(older, LEASE_SECONDS)
     assert await revision(older) == OLDER
 

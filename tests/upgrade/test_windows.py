@@ -17,12 +17,14 @@ from batch_system.batch.ledger import nodes as node_rows
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.tables import new_id, nodes
 from batch_system.batch.nodes import living
+from batch_system.database.alembic_history import script_directory
 from batch_system.database.engine import Database
 from batch_system.database.histories import DATA_HISTORY
 from batch_system.database.migrate import (
     History,
     migrate,
     oldest_after,
+    oldest_of,
     raise_oldest,
     revision_of,
     window_of,
@@ -30,10 +32,20 @@ from batch_system.database.migrate import (
 from batch_system.errors import DatabaseTooNew
 from batch_system.operations.asking import databases
 from batch_system.versions import package_version
-from tests.migrations import APPLICATION_HISTORIES, add_migration
+from tests.migrations import APPLICATION_HISTORIES, add_migration, following
 
 HISTORIES = (*APPLICATION_HISTORIES, DATA_HISTORY, LEDGER_HISTORY)
 NEWEST = LEDGER_HISTORY.revisions[-1]
+NEXT, NEXT_BUT_ONE = (following(LEDGER_HISTORY, number) for number in (1, 2))
+
+
+def oldest_in(history: History) -> str:
+    """The oldest revision that code must know once all migrations of a history were carried out."""
+    scripts = script_directory(history.folder)
+    return max(oldest_of(scripts.get_revision(each).module) for each in history.revisions)
+
+
+OLDEST = oldest_in(LEDGER_HISTORY)
 each_history = pytest.mark.parametrize(
     "history", [*APPLICATION_HISTORIES, LEDGER_HISTORY], ids=lambda one: one.version_table
 )
@@ -94,7 +106,7 @@ async def test_a_new_ledger_is_for_code_that_knows_its_newest_contraction(
     database: Database,
 ) -> None:
     for history in (LEDGER_HISTORY, DATA_HISTORY):
-        assert await row_of(database, history) == (history.revisions[-1], package_version())
+        assert await row_of(database, history) == (oldest_in(history), package_version())
 
 
 @each_history
@@ -130,13 +142,13 @@ async def test_a_newer_database_that_this_code_may_not_use_is_refused_by_all(
 async def test_an_expansion_keeps_who_has_set_the_window_and_a_contraction_sets_it(
     database: Database, newer: Newer, tmp_path: Path
 ) -> None:
-    await newer(LEDGER_HISTORY, NEWEST)
-    assert await row_of(database, LEDGER_HISTORY) == (NEWEST, package_version())
+    await newer(LEDGER_HISTORY, OLDEST)
+    assert await row_of(database, LEDGER_HISTORY) == (OLDEST, package_version())
     with pytest.MonkeyPatch.context() as patch:
-        add_migration(patch, tmp_path / "first", LEDGER_HISTORY, oldest=NEWEST)
-        assert oldest_after(LEDGER_HISTORY, NEWEST) == NEWEST
+        add_migration(patch, tmp_path / "first", LEDGER_HISTORY, oldest=OLDEST)
+        assert oldest_after(LEDGER_HISTORY, NEWEST) == OLDEST
         second = add_migration(patch, tmp_path / "second", LEDGER_HISTORY)
-        add_migration(patch, tmp_path / "third", LEDGER_HISTORY, oldest=NEWEST)
+        add_migration(patch, tmp_path / "third", LEDGER_HISTORY, oldest=OLDEST)
         assert oldest_after(LEDGER_HISTORY, NEWEST) == second
         await migrate(database, LEDGER_HISTORY)
         assert (await row_of(database, LEDGER_HISTORY)).oldest == second
@@ -155,15 +167,16 @@ async def test_no_node_registers_or_beats_whose_code_may_not_use_the_ledger_any_
     """Not even one that was frozen, and counted as dead, while the ledger was migrated."""
     node = await a_node(database)
     assert await beat(database, node)
-    await newer(LEDGER_HISTORY, NEWEST)
+    await newer(LEDGER_HISTORY, OLDEST)
     assert await beat(database, node) and await a_node(database)
     async with database.engine.begin() as connection:
         await connection.execute(
             text("UPDATE batch_alembic_version SET version_num = :r"), {"r": NEWEST}
         )
-    await newer(LEDGER_HISTORY, NEWEST, None)
+    await newer(LEDGER_HISTORY, OLDEST, None)
+    said = rf"{NEXT_BUT_ONE}.*up to {NEWEST}.*0\.9\.0"
     for refused in (beat(database, node), a_node(database)):
-        with pytest.raises(DatabaseTooNew, match=r"ledger_0029.*up to ledger_0027.*0\.9\.0"):
+        with pytest.raises(DatabaseTooNew, match=said):
             await refused
 
 
@@ -202,7 +215,7 @@ async def test_a_migration_lets_others_pass_while_a_backup_reads_what_it_changes
     async with database.engine.begin() as backup:
         await backup.execute(text("LOCK TABLE batch_runs IN ACCESS SHARE MODE"))
         migration = asyncio.create_task(
-            newer(LEDGER_HISTORY, NEWEST, sql="ALTER TABLE batch_runs ADD COLUMN later integer")
+            newer(LEDGER_HISTORY, OLDEST, sql="ALTER TABLE batch_runs ADD COLUMN later integer")
         )
         while "is tried again each second" not in caplog.text:
             assert not migration.done()
@@ -211,8 +224,8 @@ async def test_a_migration_lets_others_pass_while_a_backup_reads_what_it_changes
         async with database.engine.begin() as other:
             await other.execute(text("SET LOCAL lock_timeout = '1s'"))
             await other.execute(text("SELECT count(*) FROM batch_runs"))
-    assert await migration == "ledger_0028"
-    assert await revision_of(database, LEDGER_HISTORY) == "ledger_0028"
+    assert await migration == NEXT
+    assert await revision_of(database, LEDGER_HISTORY) == NEXT
 
 
 async def first_use(database: Database, revision: str) -> str:
@@ -229,15 +242,15 @@ async def test_a_feature_that_older_code_can_not_bear_waits_for_its_end_and_it_n
     database: Database,
 ) -> None:
     node = await a_node(database)
-    await a_node(database, ledger="ledger_0028")
+    await a_node(database, ledger=NEXT)
     kept_back = "kept back: pid 4711 on web-1 (version 0.1.0)"
-    assert await first_use(database, "ledger_0028") == kept_back
-    assert (await row_of(database, LEDGER_HISTORY)).oldest == NEWEST
+    assert await first_use(database, NEXT) == kept_back
+    assert (await row_of(database, LEDGER_HISTORY)).oldest == OLDEST
     assert await beat(database, node)
     async with database.engine.begin() as connection:
         stopped = update(nodes).where(nodes.c.id == node).values(stopped_at=nodes.c.seen_at)
         await connection.execute(stopped)
-    assert await first_use(database, "ledger_0028") == "used"
+    assert await first_use(database, NEXT) == "used"
     for refused in (beat(database, node), a_node(database)):
-        with pytest.raises(DatabaseTooNew, match="code has to know migration ledger_0028"):
+        with pytest.raises(DatabaseTooNew, match=f"code has to know migration {NEXT}"):
             await refused

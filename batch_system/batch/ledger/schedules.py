@@ -83,6 +83,12 @@ async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]
     return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
 
 
+async def open_schedule(connection: AsyncConnection, task: str) -> OpenSchedule | None:
+    """The open schedule of a task; None if it has none. Locks nothing."""
+    row = (await connection.execute(_open().where(schedules.c.task == task))).first()
+    return OpenSchedule(*row) if row is not None else None
+
+
 async def zones(connection: AsyncConnection) -> set[str]:
     """The names of the zones of all open schedules."""
     query = select(schedules.c.timezone).where(schedules.c.valid_until.is_(None)).distinct()

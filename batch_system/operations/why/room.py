@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents.durations import UsualDurations
 from batch_system.batch.incidents.watched import WatchedTask, watched_tasks
 from batch_system.batch.ledger import missed_ranges, run_logs, schedules
-from batch_system.batch.ledger.incidents.tables import fingerprints, incidents, outbox
+from batch_system.batch.ledger.incidents.tables import OF_RUNS_SQL, fingerprints, incidents, outbox
 from batch_system.batch.ledger.run_rows import NEWEST_FIRST, run_rows
 from batch_system.batch.ledger.states import OF_RUNS, RunState
 from batch_system.batch.ledger.tables import NO_PART_SQL, runs
@@ -213,7 +213,7 @@ async def _outages(connection: AsyncConnection, row: Row[Any], began: datetime) 
 async def _next_slot(
     connection: AsyncConnection, task: str | None, now: datetime
 ) -> datetime | None:
-    opened = (await schedules.open_schedules(connection)).get(task or "")
+    opened = await schedules.open_schedule(connection, task or "")
     if opened is None or not opened.is_usable or opened.paused_by is not None:
         return None
     return await offload(opened.schedule.next, now)
@@ -245,7 +245,7 @@ async def _earlier(asked: Asked, row: Row[Any]) -> list[Incident]:
     same = (
         incidents.c.task == row.task,
         incidents.c.fingerprint == row.fingerprint,
-        incidents.c.kind == row.kind,
+        text(OF_RUNS_SQL),
         incidents.c.closed_at.is_not(None),
         incidents.c.id != row.id,
         incidents.c.opened_at < row.opened_at,

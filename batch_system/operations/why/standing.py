@@ -72,7 +72,7 @@ async def pause_of(asked: Asked, name: str, row: dict[str, Any] | None = None) -
     ).first()
     has_note = event is not None and event.note and not asked.hides(name)
     note = f": {cut(event.note, LONGEST_NOTE)}" if event is not None and has_note else ""
-    opened = (await schedules.open_schedules(asked.connection)).get(name)
+    opened = await schedules.open_schedule(asked.connection, name)
     slots = ""
     until = min(asked.now, row["paused_until"] or asked.now)
     if opened is not None and opened.is_usable and until > row["paused_at"]:
@@ -163,7 +163,7 @@ async def _changed(asked: Asked, name: str) -> list[Reason]:
         Reason(kind="changed", text=f"{utc(event.at)} {in_words(event)}", at=event.at)
         for event in its
     ]
-    opened = (await schedules.open_schedules(asked.connection)).get(name)
+    opened = await schedules.open_schedule(asked.connection, name)
     if opened is not None:
         reasons += _clock_change(opened.timezone, asked.now)
     return reasons

@@ -8,13 +8,14 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import attempts as attempt_rows
 from batch_system.batch.ledger import chains
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.incidents import incidents
+from batch_system.batch.ledger.incidents.tables import OF_RUNS_SQL
 from batch_system.batch.ledger.incidents.tables import incidents as incidents_table
 from batch_system.batch.ledger.states import FINAL, OF_RUNS, IncidentKind, RunState
 from batch_system.batch.ledger.tables import runs
@@ -216,7 +217,7 @@ async def _incident_of(connection: AsyncConnection, row: dict[str, Any]) -> Row[
     theirs = (
         incidents_table.c.task == row["task"],
         incidents_table.c.fingerprint.in_([row["fingerprint"], incidents.MORE]),
-        incidents_table.c.kind.in_(OF_RUNS),
+        text(OF_RUNS_SQL),
     )
     newest = select(incidents_table).where(*theirs).order_by(incidents_table.c.opened_at.desc())
     found = (await connection.execute(newest.limit(MOST_INCIDENTS))).all()[::-1]

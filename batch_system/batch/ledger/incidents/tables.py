@@ -17,6 +17,8 @@ from batch_system.batch.ledger.tables import ledger, where
 from batch_system.database.types import Id, Json, UtcDateTime
 
 OPEN_SQL = "closed_at IS NULL"
+OF_RUNS_SQL = "newest_run IS NOT NULL"
+"""Incidents that are about runs."""
 UNSENT_SQL = "sent_at IS NULL AND given_up_at IS NULL"
 
 # Something that needs a person. `task`, `subject` (a node, a file, a place of backups) and
@@ -60,7 +62,7 @@ incidents = Table(
     Index("ix_batch_incidents_open", "opened_at", "id", **where(OPEN_SQL)),
     Index("ix_batch_incidents_opened", "opened_at", "id"),
     Index("ix_batch_incidents_closed", "closed_at", "id", **where("closed_at IS NOT NULL")),
-    Index("ix_batch_incidents_error", "task", "fingerprint", "opened_at"),
+    Index("ix_batch_incidents_error", "task", "fingerprint", "opened_at", **where(OF_RUNS_SQL)),
     Index("ix_batch_incidents_quiet", "task", "fingerprint", **where("quiet_until IS NOT NULL")),
 )
 

@@ -14,14 +14,13 @@ oldest = "ledger_0027"
 
 def upgrade() -> None:
     op.add_column("batch_tasks", sa.Column("digest", sa.String(16)))
+    _index("error", "batch_incidents", ["task", "fingerprint", "opened_at"], "newest_run")
+    _index("incident", "batch_outbox", ["incident", "id"], "incident")
+
+
+def _index(name: str, table: str, columns: list[str], known: str) -> None:
+    """An index on the rows in which the column `known` has a value."""
+    where = sa.text(f"{known} IS NOT NULL")
     op.create_index(
-        "ix_batch_incidents_error", "batch_incidents", ["task", "fingerprint", "opened_at"]
-    )
-    condition = sa.text("incident IS NOT NULL")
-    op.create_index(
-        "ix_batch_outbox_incident",
-        "batch_outbox",
-        ["incident", "id"],
-        sqlite_where=condition,
-        postgresql_where=condition,
+        f"ix_{table}_{name}", table, columns, sqlite_where=where, postgresql_where=where
     )
