@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from batch_system import BaseTask, ItemTask, Skip, get_db, get_logger
 from batch_system.batch.ledger import tables
@@ -30,7 +30,7 @@ from batch_system.server import deploys
 from batch_system.settings.reading import get_settings
 from batch_system.testing.kit import Batch
 from batch_system.testing.records import RunRecord
-from batch_system.verbs.run_changes import StartRun
+from batch_system.verbs.run_changes import RetryRun, StartRun
 from batch_system.verbs.tasks import PauseTask
 from batch_system.verbs.why import WhyIncident, WhyRun, WhyTask
 from service.application.models import User
@@ -325,7 +325,7 @@ async def test_a_pause_of_the_task_before_it_that_was_forgotten(
     text = said(await why(batch, WhyTask(name="extract")))
     assert text.splitlines()[:2] == [
         "extract is paused",
-        "  mara paused extract 2026-01-01 01:00:00Z: the disk is being swapped; since then 26 "
+        "  mara paused extract at 2026-01-01 01:00:00Z: the disk is being swapped; since then 26 "
         "slots did not run",
     ]
     assert "missed" not in text and "batch resume extract" in text
@@ -365,7 +365,7 @@ async def test_a_schedule_and_a_clock_that_have_changed(batch: Batch, watch: Wat
     of_task = said(await why(batch, WhyTask(name="partner_feed")))
     changed = "its schedule was changed: 0 */2 * * * Europe/Berlin -> 0 * * * * Europe/Berlin"
     assert changed in of_task
-    assert "the clock of Europe/Berlin went forward by 60 min 2026-03-29 01:00:00Z" in of_task
+    assert "the clock of Europe/Berlin went forward by 60 min at 2026-03-29 01:00:00Z" in of_task
 
 
 class Patient(BaseTask):
@@ -440,3 +440,78 @@ async def test_nothing_is_wrong(batch: Batch) -> None:
         )
         with pytest.raises(UnknownTask):
             await service.operations(WhyTask(name="nobody_knows"))
+
+
+async def test_a_run_that_was_retried_with_success_is_compared_as_it_had_failed(
+    batch: Batch, watch: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch.add(Statements)
+    async with http_receiver("200 OK", "401 Unauthorized") as bank:
+        monkeypatch.setattr(Statements, "url", bank.url)
+        await deployed(watch.ledger, await batch.run(Statements), "2.14.0")
+        await batch.advance(minutes=1)
+        bad = await batch.run(Statements)
+        await deployed(watch.ledger, bad, "2.14.1")
+        await watch.turn(2)
+        before = said(await why(batch, WhyRun(run=bad.id)))
+        bank.answers = ["200 OK"]
+        await batch.advance(minutes=1)
+        assert (await batch.retry(bad)).state == "succeeded"
+        await watch.turn(2)
+    text = said(await why(batch, WhyRun(run=bad.id)))
+    assert "its attempt 1 failed: HTTPStatusError" in text and "a later one has succeeded" in text
+    (incident,) = await watch.incidents(kind="failed")
+    answer = await why(batch, WhyIncident(incident=incident["id"]))
+    assert answer.comparison is not None and answer.comparison.bad.version == "2.14.1"
+    assert "version: 2.14.0 -> 2.14.1" in before and "version: 2.14.0 -> 2.14.1" in said(answer)
+    assert "token rejected" in said(answer)
+
+
+async def test_a_failed_run_that_is_retried_says_what_it_waits_for(
+    batch: Batch, watch: Watching
+) -> None:
+    await compared(batch, watch, Model, gigabytes=1 << 30)
+    run = batch.runs("model")[-1]
+    async with batch._service() as service:
+        await service.operations(PauseTask(name="model", note="the machine is too small"))
+        await service.operations(RetryRun(run=run.id))
+    text = said(await why(batch, WhyRun(run=run.id)))
+    assert text.splitlines()[0].endswith(": queued")
+    assert "the machine is too small" in text
+
+
+async def test_what_is_not_known_of_both_runs_is_not_called_the_same(
+    batch: Batch, watch: Watching
+) -> None:
+    batch.add(Patient)
+    await batch.run(Patient)
+    await batch.advance(minutes=1)
+    run = await batch.run(Patient, fails=True)
+    async with watch.ledger.engine.begin() as connection:
+        await connection.execute(delete(tables.nodes))
+    await watch.turn(2)
+    answer = await why(batch, WhyRun(run=run.id))
+    assert answer.comparison is not None
+    assert not {"version", "node"} & set(answer.comparison.same)
+
+
+async def test_the_end_of_a_long_log_is_compared(batch: Batch, watch: Watching) -> None:
+    batch.add(Long)
+    await batch.run(Long)
+    await batch.advance(minutes=1)
+    run = await batch.run(Long, fails=True)
+    await watch.turn(2)
+    answer = await why(batch, WhyRun(run=run.id))
+    assert answer.comparison is not None
+    assert [line.text for line in answer.comparison.new_lines] == ["the disk is full"]
+
+
+class Long(BaseTask):
+    name, schedule = "long", None
+
+    async def run(self, fails: bool = False) -> None:
+        for number in range(3_000):
+            logger.info(f"row {number} is written")
+        if fails:
+            logger.error("the disk is full")
+            raise OSError("no")

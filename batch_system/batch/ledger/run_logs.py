@@ -25,6 +25,9 @@ MOST_UNPACKED = 32_000_000
 """The size of a block as JSON, in bytes, at most. Larger blocks of earlier versions are not read.
 """
 
+MOST_BLOCKS = 4
+"""`ends` reads at most this many blocks from each end."""
+
 AFTER_ALL = 2**62
 """A fence that no run reaches."""
 
@@ -204,6 +207,23 @@ async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLin
         place = block.fence, block.first_line
         lines = [*await offload(unpack, block.block), *lines]
     return lines[-count:]
+
+
+async def ends(
+    connection: AsyncConnection, run: str, fences: Sequence[Fence], number: int
+) -> list[LogLine]:
+    """The first and the last lines of a run under these fences, at most this number of each."""
+    if not fences:
+        return []
+    begin, end = (fences[0].fence, 0), (fences[-1].fence, fences[-1].lines)
+    first = await following(connection, run, *begin, MOST_BLOCKS)
+    last = await preceding(connection, run, *end, MOST_BLOCKS)
+    known = {each.fence for each in fences}
+    blocks = {(each.fence, each.first_line): each for each in (*first, *last)}
+    lines: list[LogLine] = []
+    for place in sorted(place for place in blocks if place[0] in known):
+        lines += await offload(unpack, blocks[place].block)
+    return lines if len(lines) <= 2 * number else [*lines[:number], *lines[-number:]]
 
 
 OWN_LOGGER = "batch_system.batch"

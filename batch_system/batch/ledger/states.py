@@ -103,6 +103,12 @@ OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE, Inc
 """Kinds of incidents that last until each of their runs is made good or acknowledged."""
 
 
+CLOSE_BY_THEMSELVES = (IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.MISSED)
+"""Kinds that need nobody: they are over when their run starts or ends, or when the slots are made
+good.
+"""
+
+
 class Closed(StrEnum):
     """Why an incident was closed."""
 

@@ -1,4 +1,4 @@
-"""A question that is being answered."""
+"""A question that is being answered, and the first line of a text in its answer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import database_time
+from batch_system.escaping import cut
 from batch_system.operations.asking.context import Context
 from batch_system.operations.people.redacting import hidden_tasks
+
+LONGEST_LINE = 500
 
 
 class Asked:
@@ -30,3 +33,8 @@ class Asked:
     def hides(self, task: str | None) -> bool:
         """Whether the caller may not see what a task works on."""
         return task in self._hidden
+
+
+def first_line_of(text: str | None) -> str | None:
+    """The first line of a text, of limited length; None if there is none."""
+    return cut(text.strip().split("\n")[0], LONGEST_LINE) if text and text.strip() else None

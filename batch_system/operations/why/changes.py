@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system.batch.ledger.people import audit
 from batch_system.batch.ledger.people.access_tables import events
 
-OF_SERVICE = ("service.deploy", "service.start", "settings.change")
+OF_SERVICE = ("service.deploy", "settings.change", "service.start")
 OF_TASK = ("schedule.change", "task.change")
 MOST = 50
-"""At most this many of the newest events are read."""
+"""At most this many of the newest events of services, and of those of the task, are read."""
 
 
 async def between(
@@ -26,8 +26,12 @@ async def between(
     since: datetime,
     until: datetime | None = None,
 ) -> Sequence[Row[Any]]:
-    """The events that may be a cause for this task, the newest first."""
-    listing = audit.listing(MOST, since=since, until=until)
-    listing = listing.where(events.c.action.in_((*OF_SERVICE, *OF_TASK)))
-    rows = (await connection.execute(listing)).all()
-    return [row for row in rows if row.action in OF_SERVICE or row.task == task]
+    """The events that may be a cause for this task, the newest first: those of services, and those
+    of the task itself.
+    """
+    found: list[Row[Any]] = []
+    for name, actions in ((None, OF_SERVICE), (task, OF_TASK)):
+        if actions is OF_SERVICE or name is not None:
+            listing = audit.listing(MOST, since=since, until=until, task=name)
+            found += await connection.execute(listing.where(events.c.action.in_(actions)))
+    return sorted(found, key=lambda event: (event.at, event.id), reverse=True)

@@ -36,8 +36,6 @@ number if it is not among the first.
 """
 MOST_STARTS = 200
 """The start of a node is searched for in at most this many of the starts before the run."""
-MOST_BLOCKS = 4
-"""At most this many blocks of a log are read from each of its ends."""
 LONGEST = 200
 """A value is shown up to this many characters."""
 ANOTHER = f"{MASK} (another value)"
@@ -115,12 +113,13 @@ async def compare(
     connection: AsyncConnection, good: str, bad: str, redaction: Redaction, now: datetime
 ) -> Comparison | None:
     """What differs between two runs of one task; None if one of them was deleted just now."""
-    one, other = await _compared(connection, good), await _compared(connection, bad)
+    one = await _compared(connection, good)
+    other = await _compared(connection, bad, is_bad=True)
     if one is None or other is None:
         return None
     usual = await UsualDurations(connection, now).of_task(one.row.task)
     lines, kinds = await offload(new_lines, one.log, other.log)
-    found: dict[Part, list[RunDifference]] = {
+    found: dict[Part, list[RunDifference] | None] = {
         "version": _of_versions(one, other),
         **await _declared(connection, one, other),
         "setting": await _of_settings(connection, one, other),
@@ -130,23 +129,27 @@ async def compare(
         "duration": _of_durations(one, other, usual),
         "log": _of_logs(one, other, kinds),
     }
-    differences = [each for part in found.values() for each in part]
+    differences = [each for part in found.values() for each in part or ()]
     return Comparison(
         good=one.side,
         bad=other.side,
         differences=differences,
-        same=[part for part, its in found.items() if not its],
+        same=[part for part, its in found.items() if its == []],
         new_lines=lines,
         new_kinds=kinds,
     )
 
 
-async def _compared(connection: AsyncConnection, run: str) -> Compared | None:
+async def _compared(connection: AsyncConnection, run: str, is_bad: bool = False) -> Compared | None:
+    """A run, by its last attempt. `is_bad`: by its last attempt that did not succeed, because a
+    retry may have succeeded since.
+    """
     row = (await connection.execute(run_rows(_COLUMNS, runs.c.id == run))).first()
     if row is None:
         return None
     ended = await attempt_rows.of_run(connection, run)
-    last = ended[-1] if ended else None
+    bad = [each for each in ended if each["outcome"] != RunState.SUCCEEDED] if is_bad else []
+    last = bad[-1] if bad else ended[-1] if ended else None
     node = last["node"] if last is not None else row.node
     began = last["started_at"] if last is not None else row.attempt_started_at
     over = last["ended_at"] if last is not None else row.finished_at
@@ -155,6 +158,11 @@ async def _compared(connection: AsyncConnection, run: str) -> Compared | None:
     versions = _mapping((start or {}).get("versions"))
     if not versions and known is not None:
         versions = {"application": known["application"], "package": known["version"]}
+    fences = [
+        each
+        for each in await run_logs.fences(connection, run)
+        if not is_bad or last is None or each.fence == last["fence"]
+    ]
     side = Side.of(
         row._mapping,
         run=run,
@@ -163,11 +171,13 @@ async def _compared(connection: AsyncConnection, run: str) -> Compared | None:
         seconds=(over - began).total_seconds() if over is not None and began is not None else None,
         version=versions.get("application") or versions.get("package"),
         host=known["host"] if known is not None else None,
-        lines=sum(each.lines for each in await run_logs.fences(connection, run)),
+        lines=sum(each.lines for each in fences),
     )
     settings = (start or {}).get("settings")
     settings = settings if isinstance(settings, Mapping) else None
-    return Compared(row, side, versions, settings, await _both_ends(connection, run))
+    return Compared(
+        row, side, versions, settings, await run_logs.ends(connection, run, fences, FROM_EACH_END)
+    )
 
 
 async def _start_of(
@@ -195,25 +205,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-async def _both_ends(connection: AsyncConnection, run: str) -> list[LogLine]:
-    """The first and the last lines of a log, FROM_EACH_END of each at most."""
-    first: list[LogLine] = []
-    for block in await run_logs.following(connection, run, 0, 0, MOST_BLOCKS):
-        first += (await offload(block.unpacked)).lines
-    if len(first) < FROM_EACH_END or sum(
-        each.lines for each in await run_logs.fences(connection, run)
-    ) <= len(first):
-        return first[: 2 * FROM_EACH_END]
-    last = await run_logs.preceding(connection, run, run_logs.AFTER_ALL, 0, MOST_BLOCKS)
-    end: list[LogLine] = []
-    for block in reversed(last):
-        end += (await offload(block.unpacked)).lines
-    return [*first[:FROM_EACH_END], *end[-FROM_EACH_END:]]
+Differences = list[RunDifference] | None
+"""What differs in one respect; None: that is not known of both."""
 
 
-def _of_versions(good: Compared, bad: Compared) -> list[RunDifference]:
+def _of_versions(good: Compared, bad: Compared) -> Differences:
     if not good.versions or not bad.versions:
-        return []
+        return None
     names: Sequence[tuple[str, str | None]] = (("application", None), ("package", "batch-system"))
     return [
         RunDifference(part="version", name=shown, good=_text(old), bad=_text(new))
@@ -224,7 +222,7 @@ def _of_versions(good: Compared, bad: Compared) -> list[RunDifference]:
 
 async def _declared(
     connection: AsyncConnection, good: Compared, bad: Compared
-) -> dict[Part, list[RunDifference]]:
+) -> dict[Part, Differences]:
     """What differs in the task's file and in its policies, by the changes between the two runs."""
     query = audit.listing(
         changes.MOST, None, good.began_at, bad.began_at, good.row.task, "task.change"
@@ -252,10 +250,9 @@ async def _declared(
     }
 
 
-async def _of_settings(
-    connection: AsyncConnection, good: Compared, bad: Compared
-) -> list[RunDifference]:
+async def _of_settings(connection: AsyncConnection, good: Compared, bad: Compared) -> Differences:
     """The settings of the two processes; if the audit does not have both, the changes between."""
+    has_both = good.settings is not None and bad.settings is not None
     if good.settings is not None and bad.settings is not None:
         old, new = dict(good.settings), dict(bad.settings)
     else:
@@ -274,14 +271,15 @@ async def _of_settings(
             bad=_changed(old.get(name), new.get(name)),
         )
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        if old.get(name) != new.get(name) or (not has_both and new.get(name) == MASK)
     ]
 
 
 def _changed(old: Any, new: Any) -> str | None:
     """The text of a new value. Of a secret it says only that there is another one."""
     is_secret = str(new).startswith(MASK) and str(old).startswith(MASK)
-    return ANOTHER if is_secret else _text(new)
+    is_within = old is not None and old == new and MASK in str(new)
+    return ANOTHER if is_secret or is_within else _text(new)
 
 
 def _of_parameters(good: Compared, bad: Compared, redaction: Redaction) -> list[RunDifference]:
@@ -304,31 +302,27 @@ def _value(name: str, params: Mapping[str, Any], redaction: Redaction) -> str | 
 
 async def _of_schedule(
     connection: AsyncConnection, good: Compared, bad: Compared
-) -> dict[Part, list[RunDifference]]:
+) -> dict[Part, Differences]:
     """The schedules of the two runs, and how far the clock of their zone is ahead of UTC."""
     spans = await schedules.history(connection, good.row.task)
     old, new = (_span(spans, each.row) for each in (good, bad))
-    found: dict[Part, list[RunDifference]] = {"schedule": [], "clock": []}
     if old is None or new is None:
-        return found
+        return {"schedule": None, "clock": None}
+    schedule: list[RunDifference] = []
+    clock: Differences = None
     texts = [
         span["cron"] if old["timezone"] == new["timezone"] else f"{span['cron']} {span['timezone']}"
         for span in (old, new)
     ]
     if texts[0] != texts[1]:
-        found["schedule"].append(
-            RunDifference(part="schedule", name=None, good=texts[0], bad=texts[1])
-        )
+        schedule.append(RunDifference(part="schedule", name=None, good=texts[0], bad=texts[1]))
     if old["timezone"] == new["timezone"]:
-        offsets = [
-            _offset(new["timezone"], each.row.slot or each.row.created_at) for each in (good, bad)
-        ]
-        if offsets[0] != offsets[1]:
-            name = str(new["timezone"])
-            found["clock"].append(
-                RunDifference(part="clock", name=name, good=offsets[0], bad=offsets[1])
-            )
-    return found
+        name = str(new["timezone"])
+        offsets = [_offset(name, each.row.slot or each.row.created_at) for each in (good, bad)]
+        if None not in offsets:
+            clock = [RunDifference(part="clock", name=name, good=offsets[0], bad=offsets[1])]
+            clock = clock if offsets[0] != offsets[1] else []
+    return {"schedule": schedule, "clock": clock}
 
 
 def _span(spans: Sequence[Mapping[str, Any]], row: Row[Any]) -> Mapping[str, Any] | None:
@@ -346,16 +340,20 @@ def _offset(timezone: str, at: datetime) -> str | None:
     return f"UTC{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
 
 
-def _of_hosts(good: Compared, bad: Compared) -> list[RunDifference]:
+def _of_hosts(good: Compared, bad: Compared) -> Differences:
     old, new = good.side.host, bad.side.host
-    if old is None or new is None or old == new:
+    if old is None or new is None:
+        return None
+    if old == new:
         return []
     return [RunDifference(part="node", name=None, good=old, bad=new)]
 
 
-def _of_durations(good: Compared, bad: Compared, usual: Durations) -> list[RunDifference]:
+def _of_durations(good: Compared, bad: Compared, usual: Durations) -> Differences:
     old, new = good.side.seconds, bad.side.seconds
-    if old is None or new is None or max(old, new) < 1 or max(old, new) < MUCH * min(old, new):
+    if old is None or new is None:
+        return None
+    if max(old, new) < 1 or max(old, new) < MUCH * min(old, new):
         return []
     p50, p95 = usual.p50, usual.p95
     known = f", usually {_took(p50)} to {_took(p95)}" if p50 is not None and p95 is not None else ""
@@ -368,7 +366,9 @@ def _took(seconds: float) -> str:
     return f"{minutes:,} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def _of_logs(good: Compared, bad: Compared, kinds: int) -> list[RunDifference]:
+def _of_logs(good: Compared, bad: Compared, kinds: int) -> Differences:
+    if not good.side.lines or not bad.side.lines:
+        return None
     if not kinds:
         return []
     old, new = (f"{n:,} line{'' if n == 1 else 's'}" for n in (good.side.lines, bad.side.lines))

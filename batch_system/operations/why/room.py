@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, Literal
 
 from sqlalchemy import Row, func, select, text
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system.batch.incidents.durations import UsualDurations
 from batch_system.batch.incidents.watched import WatchedTask, watched_tasks
 from batch_system.batch.ledger import missed_ranges, run_logs, schedules
+from batch_system.batch.ledger.incidents.incidents import MORE
 from batch_system.batch.ledger.incidents.tables import OF_RUNS_SQL, fingerprints, incidents, outbox
 from batch_system.batch.ledger.run_rows import NEWEST_FIRST, run_rows
 from batch_system.batch.ledger.states import OF_RUNS, RunState
@@ -23,13 +25,12 @@ from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import Line, Result
 from batch_system.operations.incidents import open_failures, read
 from batch_system.operations.incidents.results import Incident, IncidentDetails, Message
-from batch_system.operations.people.redacting import hidden_tasks
 from batch_system.operations.why import changes, why
 from batch_system.operations.why.asked import Asked
 from batch_system.operations.why.log_kinds import first_line
 from batch_system.operations.why.results import Why
 
-MOST_COUNTED = 10_000
+MOST_COUNTED = 1_000
 """Runs are counted up to this number."""
 MOST_EARLIER, MOST_MESSAGES, MOST_TASKS, MOST_EVENTS, MOST_RANGES = 5, 20, 200, 5, 20
 LAST_LINES = 5
@@ -62,16 +63,17 @@ class Room(Result):
     """An incident, with all that its page shows.
 
     `failed` of `ended`: of the runs of the task that have ended since the first failure, how many
-    had the error. `good_before`: how many succeeded in a row before it. Both are counted up to
-    10,000. `newest_log`: the end of the log of the newest run. `together`: the tasks that failed
-    together; empty if it is only this one. `p50`: the seconds that a run usually takes.
+    had the error; None if that is not known. `good_before`: how many succeeded in a row before it.
+    Both are counted up to MOST_COUNTED. `newest_log`: the end of the log of the newest run.
+    `together`: the tasks that failed together; empty if it is only this one. `p50`: the seconds
+    that a run usually takes.
     """
 
     incident: IncidentDetails
     why: Why
     events: Sequence[Event]
     failed: int
-    ended: int
+    ended: int | None
     good_before: int
     newest_slot: datetime | None
     newest_log: Sequence[Line]
@@ -107,7 +109,7 @@ async def room(context: Context, given: str) -> Room:
             newest_slot=await _slot_of(connection, row.newest_run),
             newest_log=[] if is_hidden else await _newest_log(connection, row.newest_run),
             earlier=[] if is_hidden else await _earlier(asked, row),
-            messages=await _messages(connection, row.id),
+            messages=await _messages(connection, row.id) if context.actor.may("operator") else [],
             together=await _together(asked, row),
             first_seen=await _first_seen(connection, row),
             owner=watched.owner if watched is not None else None,
@@ -126,9 +128,9 @@ async def _first_of(connection: AsyncConnection, row: Row[Any]) -> Row[Any] | No
 
 async def _numbers(
     connection: AsyncConnection, row: Row[Any], first: Row[Any] | None
-) -> tuple[int, int]:
-    if first is None:
-        return row._mapping["count"], 0
+) -> tuple[int, int | None]:
+    if first is None or row.fingerprint == MORE:
+        return row._mapping["count"], None
     since = run_rows(
         ("fingerprint", "finished_at"),
         runs.c.task == row.task,
@@ -153,14 +155,9 @@ async def _good_before(connection: AsyncConnection, row: Row[Any], first: Row[An
         runs.c.created_at < first.created_at,
         NO_PART_SQL,
     )
-    searched = before.order_by(*NEWEST_FIRST).limit(MOST_COUNTED).subquery()
-    bad = select(func.max(searched.c.created_at)).where(searched.c.state == RunState.FAILED)
-    last_bad = (await connection.execute(bad)).scalar()
-    good = select(func.count()).where(searched.c.state == RunState.SUCCEEDED)
-    if last_bad is not None:
-        good = good.where(searched.c.created_at > last_bad)
-    number: int = (await connection.execute(good)).scalar_one()
-    return number
+    newest = await connection.execute(before.order_by(*NEWEST_FIRST).limit(MOST_COUNTED))
+    good = takewhile(lambda each: each.state != RunState.FAILED, newest)
+    return sum(each.state == RunState.SUCCEEDED for each in good)
 
 
 async def _events(asked: Asked, row: Row[Any], first: Row[Any] | None, answer: Why) -> list[Event]:
@@ -174,7 +171,9 @@ async def _events(asked: Asked, row: Row[Any], first: Row[Any] | None, answer: W
         good = answer.comparison.good
         at = good.finished_at or good.created_at
         found.append(Event(kind="good", at=at, run=good.run))
-        events = await changes.between(connection, row.task or None, good.created_at, began)
+        bad = answer.comparison.bad
+        until = max(began, bad.started_at or bad.created_at)
+        events = await changes.between(connection, row.task or None, good.created_at, until)
         causes = [each for each in events if each.action != "service.start"]
         is_hidden = asked.hides(row.task)
         found += [
@@ -263,11 +262,12 @@ async def _messages(connection: AsyncConnection, incident: str) -> list[Message]
 
 async def _together(asked: Asked, row: Row[Any]) -> list[OneOf]:
     """The tasks of one problem, those with the most runs first."""
+    if row.closed_at is not None or asked.hides(row.task):  # the others would say its error
+        return []
     rows = await open_failures.one_problem(asked.connection, row)
-    if len(rows) < 2 or row.closed_at is not None:
+    if len(rows) < 2:
         return []
     watched: dict[str, WatchedTask] = await watched_tasks(asked.connection)
-    hidden = await hidden_tasks(asked.connection, asked.context)
     numbers = await read.open_runs_of(asked.connection, rows)
     its = [
         OneOf(
@@ -278,7 +278,7 @@ async def _together(asked: Asked, row: Row[Any]) -> list[OneOf]:
             since=each.opened_at,
         )
         for each in rows
-        if each.task not in hidden
+        if not asked.hides(each.task)
     ]
     return sorted(its, key=lambda one: (-one.runs, one.task))[:MOST_TASKS]
 

@@ -15,6 +15,7 @@ from batch_system.batch.cron.zones import zone_of
 from batch_system.batch.ledger import missed_ranges, pools, schedules
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.people import audit
+from batch_system.batch.ledger.people.access_tables import events
 from batch_system.batch.ledger.run_rows import NEWEST_FIRST, run_rows
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import NO_PART_SQL, nodes, runs
@@ -79,7 +80,7 @@ async def pause_of(asked: Asked, name: str, row: dict[str, Any] | None = None) -
         number = await offload(count, opened.schedule, row["paused_at"], until)
         slots = f"; since then {number:,} slot{'' if number == 1 else 's'} did not run"
     end = f", until {utc(row['paused_until'])}" if row["paused_until"] is not None else ""
-    text = f"{row['paused_by'] or 'somebody'} paused {name} {utc(row['paused_at'])}{end}{note}"
+    text = f"{row['paused_by'] or 'somebody'} paused {name} at {utc(row['paused_at'])}{end}{note}"
     return [Reason(kind="paused", text=f"{text}{slots}", task=name, at=row["paused_at"])]
 
 
@@ -155,12 +156,11 @@ def _span(first: datetime, last: datetime) -> str:
 
 async def _changed(asked: Asked, name: str) -> list[Reason]:
     """What has changed about the task itself in the last days, and its clock in the last day."""
-    query = audit.listing(changes.MOST, since=asked.now - CHANGED, task=name)
-    events = (await asked.connection.execute(query)).all()
     shown = ("schedule.change",) if asked.hides(name) else changes.OF_TASK
-    its = [event for event in events if event.action in shown][:MOST_CHANGES]
+    query = audit.listing(MOST_CHANGES, since=asked.now - CHANGED, task=name)
+    its = (await asked.connection.execute(query.where(events.c.action.in_(shown)))).all()
     reasons = [
-        Reason(kind="changed", text=f"{utc(event.at)} {in_words(event)}", at=event.at)
+        Reason(kind="changed", text=f"at {utc(event.at)} {in_words(event)}", at=event.at)
         for event in its
     ]
     opened = await schedules.open_schedule(asked.connection, name)
@@ -184,7 +184,7 @@ def _clock_change(timezone: str, now: datetime) -> list[Reason]:
     way = "forward" if step > timedelta(0) else "back"
     minutes = int(abs(step).total_seconds()) // 60
     verb = "went" if at <= now else "will go"
-    text = f"the clock of {timezone} {verb} {way} by {minutes} min {utc(at)}"
+    text = f"the clock of {timezone} {verb} {way} by {minutes} min at {utc(at)}"
     return [Reason(kind="changed", text=text, at=at)]
 
 
@@ -193,7 +193,7 @@ async def changed_before(asked: Asked, task: str | None, at: datetime) -> list[R
     events = await changes.between(asked.connection, task, at - BEFORE, at)
     causes = [event for event in events if event.action != "service.start"] or events
     return [
-        Reason(kind="changed", text=f"{utc(event.at)} {in_words(event)}", at=event.at)
+        Reason(kind="changed", text=f"at {utc(event.at)} {in_words(event)}", at=event.at)
         for event in causes[:MOST_CHANGES]
     ]
 
@@ -229,5 +229,5 @@ async def calm(asked: Asked, name: str) -> Reason:
     if row is None:
         return Reason(kind="good", text="it has not run yet")
     ended = _ENDED.get(row.state, f"is {row.state}")
-    at = f" {utc(row.finished_at)}" if row.finished_at is not None else ""
+    at = f" at {utc(row.finished_at)}" if row.finished_at is not None else ""
     return Reason(kind="good", text=f"its newest run {ended}{at}", run=row.id, at=row.finished_at)

@@ -41,7 +41,8 @@ def lines_of(why: Why) -> Iterator[str]:
 
 def _comparison(compared: Comparison) -> Iterator[str]:
     if not compared.differences:
-        yield f"  nothing that is recorded differs from it: {', '.join(compared.same)} are the same"
+        same = ", ".join(compared.same)
+        yield f"  nothing that is recorded differs from the last good run: {same} are the same"
     else:
         yield "  differs from the last good run:"
         for each in compared.differences:

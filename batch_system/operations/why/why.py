@@ -11,31 +11,33 @@ from typing import Any
 from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.ledger import attempts as attempt_rows
 from batch_system.batch.ledger import chains
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.incidents import incidents
 from batch_system.batch.ledger.incidents.tables import OF_RUNS_SQL
 from batch_system.batch.ledger.incidents.tables import incidents as incidents_table
-from batch_system.batch.ledger.states import FINAL, OF_RUNS, IncidentKind, RunState
+from batch_system.batch.ledger.states import (
+    CLOSE_BY_THEMSELVES,
+    FINAL,
+    OF_RUNS,
+    IncidentKind,
+    RunState,
+)
 from batch_system.batch.ledger.tables import runs
 from batch_system.errors import UnknownTask
-from batch_system.escaping import cut, echoed
+from batch_system.escaping import echoed
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import KeptBack
 from batch_system.operations.incidents import open_failures
 from batch_system.operations.incidents.read import find
 from batch_system.operations.people.redacting import SECRET_TAG
-from batch_system.operations.runs import blocking, late, quarantine
-from batch_system.operations.runs.awaited import blocker_of
+from batch_system.operations.runs import quarantine
 from batch_system.operations.runs.read import row_of, run_of
-from batch_system.operations.system.nodes import living_services
-from batch_system.operations.why import commands, comparing, standing
-from batch_system.operations.why.asked import Asked
+from batch_system.operations.why import commands, comparing, run_states, standing
+from batch_system.operations.why.asked import Asked, first_line_of
 from batch_system.operations.why.results import Comparison, Reason, Why
 from batch_system.words import INCIDENTS, short, utc
 
-LONGEST_ERROR = 500
 MOST_INCIDENTS = 100
 """The incident of a run is searched for among this many of the newest ones with its error."""
 _HIDDEN = Reason(
@@ -87,10 +89,10 @@ async def _of_run(asked: Asked, row: dict[str, Any]) -> Why:
         verdict += f" after {attempts:,} attempts"
     if asked.hides(task):
         return Why(kind="run", id=row["id"], task=task, verdict=verdict, reasons=[_HIDDEN])
-    found = row["fingerprint"]
-    if found is not None and state != RunState.SKIPPED:
+    found = row["fingerprint"]  # it stays when the run is retried
+    if found is not None and state in (RunState.FAILED, RunState.SUCCEEDED):
         return await _of_failure(asked, row, verdict)
-    reasons = await _of_state(asked, row)
+    reasons = await run_states.of_run(asked, row)
     incident = await _incident_of(asked.connection, row) if found is not None else None
     return Why(
         kind="run",
@@ -109,7 +111,7 @@ async def _of_failure(asked: Asked, row: dict[str, Any], verdict: str) -> Why:
     connection, task, run = asked.connection, row["task"], row["id"]
     incident = await _incident_of(connection, row)
     first = await _first_failure(connection, incident, row)
-    reasons = await _recurrence(connection, incident, first)
+    reasons = await _recurrence(asked, incident, first)
     reasons += await _endings(asked, row)
     comparison, good = await _compared(asked, task, first, run)
     reasons.append(good)
@@ -118,79 +120,13 @@ async def _of_failure(asked: Asked, row: dict[str, Any], verdict: str) -> Why:
         id=run,
         task=task,
         verdict=verdict,
-        error=_line(row["reason"]),
+        error=first_line_of(row["reason"]),
         incident=incident.id if incident is not None else None,
         reasons=reasons,
         comparison=comparison,
         keeps_back=await _kept_back(connection, run),
         next=commands.for_run(row, reasons),
     )
-
-
-async def _of_state(asked: Asked, row: dict[str, Any]) -> list[Reason]:
-    """Why a run with which nothing was wrong is in its state."""
-    connection, state = asked.connection, row["state"]
-    if state == RunState.CANCELLED:
-        return [_cancelled(row)]
-    if state == RunState.SKIPPED:
-        return await _skipped(connection, row)
-    if state == RunState.RETRYING:
-        ended = await attempt_rows.of_run(connection, row["id"])
-        error = (ended[-1]["error"] or {}) if ended else {}
-        text = _line(f"{error.get('type', 'its attempt')}: {error.get('message', 'failed')}")
-        again = f"attempt {row['attempt']:,} failed; the next one begins {utc(row['due_at'])}"
-        return [Reason(kind="retries", text=f"{again}: {text}", at=row["due_at"])]
-    if state == RunState.RUNNING:
-        since = row["attempt_started_at"] or row["created_at"]
-        seconds = (asked.now - since).total_seconds()
-        return [Reason(kind="running", text=f"it has run for {seconds:,.0f} s", at=since)]
-    if state == RunState.SUCCEEDED:
-        return [Reason(kind="good", text="nothing was wrong with it", at=row["finished_at"])]
-    return await _waits(asked, row)
-
-
-async def _waits(asked: Asked, row: dict[str, Any]) -> list[Reason]:
-    """What holds a run that waits."""
-    living = await living_services(asked.connection, asked.context, asked.now)
-    found = await late.waiting_of(asked.connection, row["id"], living, asked.now)
-    reasons: list[Reason] = []
-    if found is not None and (blocker := found.blocker) is not None:
-        if blocker.kind == "paused":
-            reasons += await standing.pause_of(asked, row["task"])
-        elif blocker.kind in ("unserved", "pool"):
-            reasons += await standing.unserved(asked, row["task"])
-        if not reasons:
-            text = f"it waits: {blocking.blocker_in_words(blocker)}"
-            reasons.append(Reason(kind="waits", text=text, run=blocker.run, task=blocker.task))
-    if found is not None:
-        reasons += [
-            Reason(kind="waits", text=f"it waits {blocking.sentence(each)}", run=each.run)
-            for each in found.awaits
-        ]
-    return reasons or [Reason(kind="waits", text="nothing is known to hold it: it starts next")]
-
-
-async def _skipped(connection: AsyncConnection, row: dict[str, Any]) -> list[Reason]:
-    """Why a run was skipped: its reason, and what was in the way at the beginning of its chain."""
-    reason = _line(row["reason"])
-    found = await chains.in_the_way(connection, [row["id"]])
-    blocker = blocker_of(found, row["id"])
-    first = blocker.cause if blocker is not None and blocker.cause is not None else blocker
-    if first is None:
-        return [Reason(kind="skipped", text=reason or "the ledger has no reason for it")]
-    state = first.reason or f"{first.task} {first.state or 'was not fired'}"
-    its: dict[str, Any] = {"run": first.run, "task": first.task}
-    if reason is None or reason == state:
-        return [Reason(kind="skipped", text=state, **its)]
-    text = f"at the beginning of its chain: {state}"
-    return [Reason(kind="skipped", text=reason), Reason(kind="skipped", text=text, **its)]
-
-
-def _cancelled(row: dict[str, Any]) -> Reason:
-    by = f"{row['cancel_by']} cancelled it" if row["cancel_by"] else "it was cancelled"
-    why = row["cancel_reason"] or row["reason"]
-    text = f"{by}: {_line(why)}" if why else by
-    return Reason(kind="cancelled", text=text, at=row["cancel_at"] or row["finished_at"])
 
 
 async def _endings(asked: Asked, row: dict[str, Any]) -> list[Reason]:
@@ -222,8 +158,9 @@ async def _incident_of(connection: AsyncConnection, row: dict[str, Any]) -> Row[
     newest = select(incidents_table).where(*theirs).order_by(incidents_table.c.opened_at.desc())
     found = (await connection.execute(newest.limit(MOST_INCIDENTS))).all()[::-1]
     own = [each for each in found if each.fingerprint == row["fingerprint"]] or found
-    # An incident is opened after its first run was made, and closed after its last one was.
-    then = (each for each in own if each.closed_at is None or each.closed_at > row["created_at"])
+    # It is closed after its last run has ended. A run that was made good may have ended later.
+    at = row["created_at"] if row["made_good_at"] is not None else row["finished_at"]
+    then = (e for e in own if e.closed_at is None or e.closed_at >= (at or row["created_at"]))
     named = (each for each in found if each.id == row["acknowledged"])
     return next(named, None) or next(then, None)
 
@@ -240,23 +177,23 @@ async def _first_failure(
     return min(first, made)
 
 
-async def _recurrence(
-    connection: AsyncConnection, incident: Row[Any] | None, first: datetime
-) -> list[Reason]:
+async def _recurrence(asked: Asked, incident: Row[Any] | None, first: datetime) -> list[Reason]:
     """How often it has happened, in how many tasks, and who takes care of it."""
     if incident is None:
         return []
     number = incident._mapping["count"]
     reasons = []
     if number > 1:
-        text = f"{number:,} runs have failed like this since {utc(first)}"
+        like = "with further errors" if incident.fingerprint == incidents.MORE else "like this"
+        text = f"{number:,} runs have failed {like} since {utc(first)}"
         reasons.append(Reason(kind="recurs", text=text, at=first))
-    others = await open_failures.one_problem(connection, incident)
-    if len(others) > 1:
-        text = f"{len(others):,} tasks have failed with this error, beginning within ten minutes"
+    together = await open_failures.one_problem(asked.connection, incident)
+    seen = sum(not asked.hides(each.task) for each in together)
+    if seen > 1:
+        text = f"{seen:,} tasks have failed with this error, beginning within ten minutes"
         reasons.append(Reason(kind="recurs", text=text, at=first))
     if incident.acknowledged_at is not None:
-        note = f": {_line(incident.note)}" if incident.note else ""
+        note = f": {first_line_of(incident.note)}" if incident.note else ""
         text = f"{incident.acknowledged_by} has acknowledged it{note}"
         reasons.append(Reason(kind="acknowledged", text=text, at=incident.acknowledged_at))
     return reasons
@@ -270,7 +207,7 @@ async def _compared(
     """
     good = await comparing.last_good(asked.connection, task, first)
     if good is None:
-        text = f"no run of {task} before it has succeeded"
+        text = f"no success of {task} before it is known"
         return None, Reason(kind="good", text=text)
     redaction = asked.context.redaction
     found = await comparing.compare(asked.connection, good, bad, redaction, asked.now)
@@ -299,7 +236,7 @@ async def _of_task(asked: Asked, row: dict[str, Any]) -> Why:
             first = await _first_failure(connection, newest, failed)
             comparison, good = await _compared(asked, name, first, failed["id"])
             reasons.append(good)
-            more = {"comparison": comparison, "error": _line(newest.text)}
+            more = {"comparison": comparison, "error": first_line_of(newest.text)}
             more["keeps_back"] = await _kept_back(connection, failed["id"])
     return Why(
         kind="task",
@@ -317,7 +254,7 @@ def _of_open(incident: Row[Any], is_hidden: bool) -> Reason:
     """An open incident as a sentence."""
     number = incident._mapping["count"]
     times = f", {number:,} times" if number > 1 else ""
-    text = "" if is_hidden or not incident.text else f": {_line(incident.text)}"
+    text = "" if is_hidden or not incident.text else f": {first_line_of(incident.text)}"
     what = INCIDENTS[incident.kind].heading
     said = f"{what[0].lower()}{what[1:]} since {utc(incident.opened_at)}{times}{text}"
     return Reason(kind="incident", text=said, run=incident.newest_run, at=incident.opened_at)
@@ -330,13 +267,13 @@ def _verdict_on(
     failing = [each for each in opened if each.kind == IncidentKind.FAILED]
     if failing:
         return f"{name} has been failing since {utc(min(each.opened_at for each in failing))}"
-    if opened:
-        return f"{name} needs a person"
     kinds = {reason.kind for reason in reasons}
     if "paused" in kinds:
         return f"{name} is paused"
     if "unserved" in kinds:
         return f"{name} can't run"
+    if any(e.acknowledged_at is None and e.kind not in CLOSE_BY_THEMSELVES for e in opened):
+        return f"{name} needs a person"
     if "waits" in kinds:
         return f"{name} waits"
     return f"nothing is wrong with {name} now"
@@ -347,17 +284,18 @@ async def _of_incident(asked: Asked, row: Row[Any]) -> Why:
     what = INCIDENTS[row.kind].message.format(task=task or "a task")
     since = f"since {utc(row.opened_at)}"
     over = f", until {utc(row.closed_at)}" if row.closed_at is not None else ""
-    verdict = f"{what}, {row._mapping['count']:,} times {since}{over}"
+    number = row._mapping["count"]
+    verdict = f"{what}{f', {number:,} times' if number > 1 else ''} {since}{over}"
     if asked.hides(task):
         return Why(kind="incident", id=row.id, task=task, verdict=verdict, reasons=[_HIDDEN])
     reasons: list[Reason] = []
     more: dict[str, Any] = {}
     failed = await _failure_of(connection, row, is_first=True) if row.kind in OF_RUNS else None
     if failed is not None and failed["state"] == RunState.SKIPPED:
-        reasons += await _skipped(connection, failed)
+        reasons += await run_states.skipped(connection, failed)
     elif failed is not None:
         first = failed["created_at"]
-        reasons += await _recurrence(connection, row, first)
+        reasons += await _recurrence(asked, row, first)
         comparison, good = await _compared(asked, row.task, first, failed["id"])
         reasons.append(good)
         more = {
@@ -373,7 +311,7 @@ async def _of_incident(asked: Asked, row: Row[Any]) -> Why:
         id=row.id,
         task=task,
         verdict=verdict,
-        error=_line(row.text),
+        error=first_line_of(row.text),
         incident=row.id,
         reasons=reasons,
         next=commands.for_incident(row),
@@ -392,8 +330,3 @@ async def _failure_of(
             if (found := row.first()) is not None:
                 return dict(found)
     return None
-
-
-def _line(text: str | None) -> str | None:
-    """The first line of a text, of limited length; None if there is none."""
-    return cut(text.strip().split("\n")[0], LONGEST_ERROR) if text and text.strip() else None

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from batch_system.batch.incidents import problem as one_error
 from batch_system.batch.incidents.watched import WatchedTask, watched_tasks
-from batch_system.batch.ledger.states import OF_RUNS, IncidentKind
+from batch_system.batch.ledger.states import CLOSE_BY_THEMSELVES, OF_RUNS, IncidentKind
 from batch_system.errors import InvalidParameters
 from batch_system.operations.incidents.results import MOST_INCIDENTS, Incident
 from batch_system.pages.frame import formatting
@@ -21,8 +21,6 @@ from batch_system.verbs.incidents import ListIncidents
 from batch_system.words import INCIDENTS
 
 PAGE = 25
-CLOSE_BY_THEMSELVES = (IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.MISSED)
-"""Kinds that are over when their run starts or ends, or when the slots are made good."""
 LONGEST_CURSOR = 100
 
 

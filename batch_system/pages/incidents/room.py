@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from batch_system.batch.ledger.states import OF_RUNS
 from batch_system.escaping import cut
 from batch_system.operations.why import room as rooms
-from batch_system.operations.why.room import Event, Room
+from batch_system.operations.why.room import MOST_COUNTED, Event, Room
 from batch_system.operations.why.text import lines_of
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.render import render
@@ -110,9 +110,12 @@ def _heading(found: Room, what: str, viewer: Viewer) -> str:
         return f"{what}: {INCIDENTS[incident.kind].heading.lower()} since {since}"
     if incident.kind != "failed":
         return f"{what}: {INCIDENTS[incident.kind].heading.lower()} since {since}"
-    if found.failed <= 1:
+    if incident.count <= 1:
         return f"{what} failed once, {since}"
-    of = f"{found.failed:,} of its last {found.ended:,} runs"
+    if found.ended is None:
+        return f"{what} has been failing since {since}: {found.failed:,} runs"
+    more = " at least" if found.ended >= MOST_COUNTED else ""
+    of = f"{found.failed:,} of its last {found.ended:,} runs{more}"
     return f"{what} has been failing since {since}: {of}"
 
 
@@ -135,7 +138,9 @@ def _sentence(found: Room, viewer: Viewer) -> str:
     elif found.why.comparison is not None:
         sentences.append("No change is recorded between the last good run and the first bad one.")
     if found.good_before:
-        sentences.append(f"Before it, {formatting.counted(found.good_before, 'run')} succeeded.")
+        least = "at least " if found.good_before >= MOST_COUNTED else ""
+        number = formatting.counted(found.good_before, "run")
+        sentences.append(f"Before it, {least}{number} in a row succeeded.")
     return " ".join(sentences)
 
 
