@@ -3,10 +3,10 @@ through.
 
     python tools/shape.py
 
-A module is a file of `batch_system/`. Its importers are the other modules of `batch_system/` that import it,
-anywhere in their text. The walk is that of one slot on SQLite, from the moment it is due until its
-outcome is in the ledger: every function of `batch_system/` that Python calls in the process, and the
-files that these functions are in.
+A module is a file of the package. Its importers are the other modules of the package that import
+it, anywhere in their text. The walk is that of one slot on SQLite, from the moment it is due until
+its outcome is in the ledger: every function of the package that Python calls in the process, and
+the files that these functions are in.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ IMPORTS = {name: imported_by(name) for name in FILES}
 
 
 def folder_of(name: str) -> str:
-    """The folder of a module. A module beside the folders of `batch_system/` is a room of its own."""
+    """The folder of a module. One beside the folders of `batch_system/` is a room of its own."""
     folder = name.rpartition(".")[0]
     return name if FILES[name].name == "__init__.py" or folder == "batch_system" else folder
 
