@@ -24,7 +24,7 @@ ON_ONE += (
     "tests/cli/test_manage.py",
     "tests/cli/test_runs.py",
 )
-ON_ONE += ("tests/examples/",)
+ON_ONE += ("tests/examples/", "tests/dask/test_faults.py")
 ON_BOTH = {
     "test_a_page_is_shown_to_its_role_and_to_no_lower_one",
     "test_night_adds_up_and_failures_are_retried_by_a_trial",

@@ -170,6 +170,7 @@ class Export(BaseTask):
             file.write(b"row")
 
 
+@pytest.mark.rest
 async def test_a_full_disk(batch: Batch, watch: Watching) -> None:
     text = await compared(batch, watch, Export, path="/dev/full", api_token="two")
     assert (
@@ -200,6 +201,7 @@ class Pages(BaseTask):
                 await web.get(server.url, timeout=60)
 
 
+@pytest.mark.rest
 async def test_a_server_that_is_too_slow(batch: Batch, watch: Watching) -> None:
     text = await compared(batch, watch, Pages, is_slow=True)
     assert "\n  timed out after 0.3 s\n" in text
@@ -215,6 +217,7 @@ class Model(BaseTask):
         bytearray(gigabytes << 30)
 
 
+@pytest.mark.rest
 async def test_no_memory(batch: Batch, watch: Watching) -> None:
     text = await compared(batch, watch, Model, gigabytes=1 << 30)
     assert text.splitlines()[1:5] == [
@@ -248,6 +251,7 @@ class Transfers(BaseTask):
 
 
 @pytest.mark.parametrize("batch_database", ["postgresql"], indirect=True)
+@pytest.mark.rest
 async def test_a_deadlock(batch: Batch, watch: Watching) -> None:
     text = await compared(batch, watch, Transfers, at_once=True)
     assert "deadlock detected" in text.splitlines()[1]
@@ -268,6 +272,7 @@ class Letters(ItemTask):
             raise ValueError("no address")
 
 
+@pytest.mark.rest
 async def test_items_that_fail_whenever_they_are_tried(batch: Batch, watch: Watching) -> None:
     batch.add(Letters)
     await batch.run(Letters)
@@ -289,6 +294,7 @@ class Report(BaseTask):
     async def run(self) -> None: ...
 
 
+@pytest.mark.rest
 async def test_a_worker_that_is_missing(batch: Batch, watch: Watching) -> None:
     batch.add(Report)
     async with batch._service() as service:
@@ -313,6 +319,7 @@ class Load(BaseTask):
     async def run(self) -> None: ...
 
 
+@pytest.mark.rest
 async def test_a_pause_of_the_task_before_it_that_was_forgotten(
     batch: Batch, watch: Watching
 ) -> None:
@@ -350,6 +357,7 @@ class EveryHour(BaseTask):
         raise ValueError("the feed of this hour is not there yet")
 
 
+@pytest.mark.rest
 async def test_a_schedule_and_a_clock_that_have_changed(batch: Batch, watch: Watching) -> None:
     batch.set_time(datetime(2026, 3, 28, 22, tzinfo=UTC))
     batch.add(EverySecondHour)
@@ -376,6 +384,7 @@ class Patient(BaseTask):
             raise ValueError("no")
 
 
+@pytest.mark.rest
 async def test_a_changed_file_and_policy_are_named_and_recorded_once(
     batch: Batch, ledger: Database, watch: Watching
 ) -> None:
@@ -467,6 +476,7 @@ async def test_a_run_that_was_retried_with_success_is_compared_as_it_had_failed(
     assert "token rejected" in said(answer)
 
 
+@pytest.mark.rest
 async def test_a_failed_run_that_is_retried_says_what_it_waits_for(
     batch: Batch, watch: Watching
 ) -> None:
@@ -480,6 +490,7 @@ async def test_a_failed_run_that_is_retried_says_what_it_waits_for(
     assert "the machine is too small" in text
 
 
+@pytest.mark.rest
 async def test_what_is_not_known_of_both_runs_is_not_called_the_same(
     batch: Batch, watch: Watching
 ) -> None:
@@ -495,6 +506,7 @@ async def test_what_is_not_known_of_both_runs_is_not_called_the_same(
     assert not {"version", "node"} & set(answer.comparison.same)
 
 
+@pytest.mark.rest
 async def test_the_end_of_a_long_log_is_compared(batch: Batch, watch: Watching) -> None:
     batch.add(Long)
     await batch.run(Long)
