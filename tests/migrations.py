@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from batch_system.database.alembic_history import script_directory
 from batch_system.database.histories import application_histories
-from batch_system.database.migrate import History
+from batch_system.database.migrate import History, oldest_of
 from tests.processes import MIGRATIONS
 
 APPLICATION_HISTORIES = application_histories(MIGRATIONS)
@@ -35,6 +36,12 @@ def following(history: History, number: int = 1) -> str:
     """The name that the next migration of a history will have, or that of a later one."""
     prefix, last = history.revisions[-1].rsplit("_", 1)
     return f"{prefix}_{int(last) + number:04}"
+
+
+def oldest_in(history: History) -> str:
+    """The oldest revision that code must know once all migrations of a history were carried out."""
+    scripts = script_directory(history.folder)
+    return max(oldest_of(scripts.get_revision(each).module) for each in history.revisions)
 
 
 def add_migration(

@@ -17,7 +17,7 @@ from batch_system.config import Settings
 from batch_system.database.engine import Database
 from batch_system.versions import package_version
 from tests.commands import Batch, in_this_process, refuses
-from tests.migrations import APPLICATION_HISTORIES, add_migration
+from tests.migrations import APPLICATION_HISTORIES, add_migration, oldest_in
 
 HEADS = [history.revisions[-1] for history in (LEDGER_HISTORY, *APPLICATION_HISTORIES)]
 
@@ -123,7 +123,7 @@ async def test_the_check_says_which_processes_may_go_on(
         row = {"id": new_id(), "host": "web-1", "pid": 4711, "version": "0.1.0", "tasks": []}
         when = {"started_at": now, "seen_at": now, "draining": False}
         await nodes.register(connection, {**row, **when})
-    oldest = LEDGER_HISTORY.revisions[-1] if may_stay else None
+    oldest = oldest_in(LEDGER_HISTORY) if may_stay else None
     add_migration(monkeypatch, tmp_path, LEDGER_HISTORY, oldest=oldest)
     monkeypatch.setenv("LEDGER_URL", ledger.url.render_as_string(hide_password=False))
     done = await asyncio.to_thread(batch, "migrate", "--check")

@@ -17,14 +17,12 @@ from batch_system.batch.ledger import nodes as node_rows
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.tables import new_id, nodes
 from batch_system.batch.nodes import living
-from batch_system.database.alembic_history import script_directory
 from batch_system.database.engine import Database
 from batch_system.database.histories import DATA_HISTORY
 from batch_system.database.migrate import (
     History,
     migrate,
     oldest_after,
-    oldest_of,
     raise_oldest,
     revision_of,
     window_of,
@@ -32,17 +30,11 @@ from batch_system.database.migrate import (
 from batch_system.errors import DatabaseTooNew
 from batch_system.operations.asking import databases
 from batch_system.versions import package_version
-from tests.migrations import APPLICATION_HISTORIES, add_migration, following
+from tests.migrations import APPLICATION_HISTORIES, add_migration, following, oldest_in
 
 HISTORIES = (*APPLICATION_HISTORIES, DATA_HISTORY, LEDGER_HISTORY)
 NEWEST = LEDGER_HISTORY.revisions[-1]
 NEXT, NEXT_BUT_ONE = (following(LEDGER_HISTORY, number) for number in (1, 2))
-
-
-def oldest_in(history: History) -> str:
-    """The oldest revision that code must know once all migrations of a history were carried out."""
-    scripts = script_directory(history.folder)
-    return max(oldest_of(scripts.get_revision(each).module) for each in history.revisions)
 
 
 OLDEST = oldest_in(LEDGER_HISTORY)
