@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,7 +61,7 @@ def incidents(asked: ListIncidents, limit: Limit = 50, as_json: AsJson = False) 
     if as_json:
         console.show_json(listed)
     elif listed:
-        rows = [_row(problem) for problem in one_error.groups(listed, _error_of)]
+        rows = [_row(problem) for problem in one_error.groups(listed, lambda each: each.of_problem)]
         console.show_fitted(rows, _columns(listed), ["text", "task"])
     else:
         console.warn(
@@ -264,11 +263,6 @@ def _columns(listed: list[Incident]) -> list[str]:
     return [
         name for name in COLUMNS if any(getattr(incident, name) is not None for incident in listed)
     ]
-
-
-def _error_of(incident: Incident) -> tuple[str | None, datetime]:
-    """What the incidents of one problem have in common, and when the problem was opened."""
-    return (incident.error if incident.closed_at is None else None), incident.opened_at
 
 
 def _row(problem: Sequence[Incident]) -> dict[str, Any]:

@@ -109,17 +109,23 @@ class Statements(BaseTask):
         answer.raise_for_status()
 
 
+async def refused(batch: Batch, watch: Watching) -> RunRecord:
+    """A run that fails, with a version and a setting that the good run before it did not have."""
+    batch.add(Statements)
+    await deployed(watch.ledger, await batch.run(Statements), "2.14.0")
+    await batch.advance(minutes=15)
+    bad = await batch.run(Statements)
+    await deployed(watch.ledger, bad, "2.14.1", LOG_LEVEL="DEBUG")
+    await watch.turn(2)
+    return bad
+
+
 async def test_a_token_that_was_refused_after_a_deploy(
     batch: Batch, watch: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch.add(Statements)
     async with http_receiver("200 OK", "401 Unauthorized") as bank:
         monkeypatch.setattr(Statements, "url", bank.url)
-        await deployed(watch.ledger, await batch.run(Statements), "2.14.0")
-        await batch.advance(minutes=15)
-        bad = await batch.run(Statements)
-        await deployed(watch.ledger, bad, "2.14.1", LOG_LEVEL="DEBUG")
-        await watch.turn(2)
+        bad = await refused(batch, watch)
         await batch.advance(minutes=15)
         await batch.run(Statements)
         await watch.turn(2)
@@ -454,14 +460,9 @@ async def test_nothing_is_wrong(batch: Batch) -> None:
 async def test_a_run_that_was_retried_with_success_is_compared_as_it_had_failed(
     batch: Batch, watch: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch.add(Statements)
     async with http_receiver("200 OK", "401 Unauthorized") as bank:
         monkeypatch.setattr(Statements, "url", bank.url)
-        await deployed(watch.ledger, await batch.run(Statements), "2.14.0")
-        await batch.advance(minutes=1)
-        bad = await batch.run(Statements)
-        await deployed(watch.ledger, bad, "2.14.1")
-        await watch.turn(2)
+        bad = await refused(batch, watch)
         before = said(await why(batch, WhyRun(run=bad.id)))
         bank.answers = ["200 OK"]
         await batch.advance(minutes=1)

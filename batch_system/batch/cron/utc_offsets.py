@@ -14,6 +14,11 @@ def offset(zone: ZoneInfo, instant: datetime) -> timedelta:
     return instant.astimezone(zone).utcoffset() or timedelta(0)
 
 
+def step(zone: ZoneInfo, at: datetime) -> timedelta:
+    """By how much the zone's clock is put forward at an instant."""
+    return offset(zone, at) - offset(zone, at - _SECOND)
+
+
 def change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
     """The first second whose offset differs from that of `start`, on the way from `start` to `end`.
 

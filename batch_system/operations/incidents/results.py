@@ -44,6 +44,11 @@ class Incident(Result):
     quiet_until: datetime | None
     error: str | None = None
 
+    @property
+    def of_problem(self) -> tuple[str | None, datetime]:
+        """What the incidents of one problem have in common, and when the problem was opened."""
+        return (self.error if self.closed_at is None else None), self.opened_at
+
 
 class IncidentDetails(Incident):
     """An incident, and the runs that wait for a success of its failed runs (`keeps_back`)."""

@@ -5,7 +5,7 @@ repeated or left out.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from batch_system.batch.cron import utc_offsets
@@ -14,7 +14,6 @@ from batch_system.errors import BatchError
 from batch_system.operations.night.results import NightChange
 
 MOST_ZONES = 100
-SECOND = timedelta(seconds=1)
 
 
 def clock_changes(names: Iterable[str], since: datetime, until: datetime) -> list[NightChange]:
@@ -30,7 +29,7 @@ def clock_changes(names: Iterable[str], since: datetime, until: datetime) -> lis
         except BatchError:  # another version of the service has written the schedule
             continue
         for at in _changes(zone, since.replace(microsecond=0), until.replace(microsecond=0)):
-            before = at.astimezone(zone).replace(tzinfo=None) - _step(zone, at)
+            before = at.astimezone(zone).replace(tzinfo=None) - utc_offsets.step(zone, at)
             after = at.astimezone(zone)
             found.setdefault((at, f"{before:%H:%M}", f"{after:%H:%M}"), []).append(name)
     return [
@@ -52,8 +51,3 @@ def _changes(zone: ZoneInfo, since: datetime, until: datetime) -> Iterable[datet
     while at is not None:
         yield at
         at = utc_offsets.change(zone, at, until)
-
-
-def _step(zone: ZoneInfo, at: datetime) -> timedelta:
-    """By how much the clock is put forward."""
-    return utc_offsets.offset(zone, at) - utc_offsets.offset(zone, at - SECOND)

@@ -4,7 +4,7 @@ earlier incidents of the same error, and the tasks that failed together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import takewhile
 from typing import Any, Literal
@@ -95,7 +95,8 @@ async def room(context: Context, given: str) -> Room:
         asked = await Asked.of(connection, context)
         row = await read.find(connection, answer.id)
         first = await _first_of(connection, row)
-        watched = (await watched_tasks(connection)).get(row.task)
+        all_watched = await watched_tasks(connection)
+        watched = all_watched.get(row.task)
         failed, ended = await _numbers(connection, row, first)
         is_hidden = asked.hides(row.task)
         usual = await UsualDurations(connection, asked.now).of_task(row.task) if row.task else None
@@ -110,7 +111,7 @@ async def room(context: Context, given: str) -> Room:
             newest_log=[] if is_hidden else await _newest_log(connection, row.newest_run),
             earlier=[] if is_hidden else await _earlier(asked, row),
             messages=await _messages(connection, row.id) if context.actor.may("operator") else [],
-            together=await _together(asked, row),
+            together=await _together(asked, row, all_watched),
             first_seen=await _first_seen(connection, row),
             owner=watched.owner if watched is not None else None,
             runbook=watched.runbook if watched is not None else None,
@@ -260,14 +261,13 @@ async def _messages(connection: AsyncConnection, incident: str) -> list[Message]
     return [read.message_of(each._mapping) for each in reversed(rows)]
 
 
-async def _together(asked: Asked, row: Row[Any]) -> list[OneOf]:
+async def _together(asked: Asked, row: Row[Any], watched: Mapping[str, WatchedTask]) -> list[OneOf]:
     """The tasks of one problem, those with the most runs first."""
     if row.closed_at is not None or asked.hides(row.task):  # the others would say its error
         return []
     rows = await open_failures.one_problem(asked.connection, row)
     if len(rows) < 2:
         return []
-    watched: dict[str, WatchedTask] = await watched_tasks(asked.connection)
     numbers = await read.open_runs_of(asked.connection, rows)
     its = [
         OneOf(

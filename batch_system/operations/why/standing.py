@@ -4,10 +4,11 @@ slots that were missed, a changed schedule.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
 from batch_system.batch.cron import utc_offsets
 from batch_system.batch.cron.counting import count
@@ -159,10 +160,7 @@ async def _changed(asked: Asked, name: str) -> list[Reason]:
     shown = ("schedule.change",) if asked.hides(name) else changes.OF_TASK
     query = audit.listing(MOST_CHANGES, since=asked.now - CHANGED, task=name)
     its = (await asked.connection.execute(query.where(events.c.action.in_(shown)))).all()
-    reasons = [
-        Reason(kind="changed", text=f"at {utc(event.at)} {in_words(event)}", at=event.at)
-        for event in its
-    ]
+    reasons = _reasons(its)
     opened = await schedules.open_schedule(asked.connection, name)
     if opened is not None:
         reasons += _clock_change(opened.timezone, asked.now)
@@ -179,8 +177,7 @@ def _clock_change(timezone: str, now: datetime) -> list[Reason]:
     at = utc_offsets.change(zone, start, (now + LATELY).replace(microsecond=0))
     if at is None:
         return []
-    before = utc_offsets.offset(zone, at - timedelta(seconds=1))
-    step = utc_offsets.offset(zone, at) - before
+    step = utc_offsets.step(zone, at)
     way = "forward" if step > timedelta(0) else "back"
     minutes = int(abs(step).total_seconds()) // 60
     verb = "went" if at <= now else "will go"
@@ -192,9 +189,13 @@ async def changed_before(asked: Asked, task: str | None, at: datetime) -> list[R
     """What changed shortly before an incident was opened."""
     events = await changes.between(asked.connection, task, at - BEFORE, at)
     causes = [event for event in events if event.action != "service.start"] or events
+    return _reasons(causes[:MOST_CHANGES])
+
+
+def _reasons(changed: Sequence[Row[Any]]) -> list[Reason]:
     return [
         Reason(kind="changed", text=f"at {utc(event.at)} {in_words(event)}", at=event.at)
-        for event in causes[:MOST_CHANGES]
+        for event in changed
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from starlette.requests import Request
 
@@ -70,11 +69,8 @@ async def show_incidents(request: Request, viewer: Viewer) -> str:
 def _rows(
     incidents: Sequence[Incident], watched: dict[str, WatchedTask], viewer: Viewer
 ) -> list[Row]:
-    return [_row(problem, watched, viewer) for problem in one_error.groups(incidents, _error_of)]
-
-
-def _error_of(incident: Incident) -> tuple[str | None, datetime]:
-    return (incident.error if incident.closed_at is None else None), incident.opened_at
+    problems = one_error.groups(incidents, lambda each: each.of_problem)
+    return [_row(problem, watched, viewer) for problem in problems]
 
 
 def _row(problem: Sequence[Incident], watched: dict[str, WatchedTask], viewer: Viewer) -> Row:
