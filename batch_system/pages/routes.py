@@ -17,7 +17,7 @@ from batch_system.pages.live import live
 from batch_system.pages.night import left_slots, outage_backfills, unaccounted
 from batch_system.pages.night.night import BLOCKS, show_night
 from batch_system.pages.runs import bulks, run_actions, run_parts, runs
-from batch_system.pages.tasks import backfills, task, tasks
+from batch_system.pages.tasks import backfills, maintenance, task, tasks
 from batch_system.web.problems import Refused
 
 FOR_EVER = "public, max-age=31536000, immutable"
@@ -50,6 +50,10 @@ routes = [
     *asked("/tasks/{task}/resume", tasks.ask_to_resume, tasks.resume),
     *asked("/tasks/{task}/mute", tasks.ask_to_mute, tasks.mute),
     action("/tasks/{task}/unmute", tasks.unmute),
+    page("/maintenance", maintenance.show_maintenance),
+    *asked("/maintenance/pause", maintenance.ask_to_pause, maintenance.pause),
+    *asked("/maintenance/mute", maintenance.ask_to_mute, maintenance.mute),
+    *asked("/maintenance/{window}/end", maintenance.ask_to_end, maintenance.end),
     page("/runs", runs.show_runs),
     *asked("/runs/bulk/retry", partial(bulks.ask, "retry"), bulks.begin),
     *asked("/runs/bulk/cancel", partial(bulks.ask, "cancel"), bulks.begin),
