@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from batch_system.concurrency.offload import offload
 from batch_system.pages import backups, search, sign_in, system
+from batch_system.pages.changes import changes
 from batch_system.pages.frame.answers import PageRoute, action, asked, download, page
 from batch_system.pages.frame.assets import assets
 from batch_system.pages.frame.preferences import set_preferences
@@ -83,7 +84,8 @@ routes = [
     action("/backups/{name}/unpin", backups.unpin, "admin"),
     download("/backups/{name}/download", backups.download, "admin"),
     page("/nodes", system.show_nodes, blocks=("pools", "all_nodes")),
-    page("/changes", system.show_changes),
+    page("/changes", changes.show_changes),
+    download("/changes/file", changes.download),
     live,
     page("/you", sign_in.show_you),
     action("/you/tokens", sign_in.make_token, "admin", sign_in.show_you),

@@ -108,7 +108,7 @@ def _line(change: NightChange) -> Line:
 
 def _of_a_person(change: NightChange) -> Line:
     """What a person did, with the note."""
-    unknown = EventWord("info", change.kind.replace(".", " ").replace("_", " "))
+    unknown = EventWord("info", change.kind.replace(".", " ").replace("_", " "), "")
     event = EVENTS.get(change.kind, unknown)
     icon, words = event.icon, event.said
     by = f"{change.actor}: “{change.note}”" if change.note else change.actor
