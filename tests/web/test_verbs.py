@@ -135,6 +135,7 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     access.ListTokens: lambda w: {},
     access.CreateToken: lambda w: {"name": "laptop", "role": "viewer", "expires_in_days": 3},
     access.RevokeToken: lambda w: {"name": "laptop"},
+    access.ListSessions: lambda w: {},
     backups.ListBackups: lambda w: {},
     backups.ShowBackup: lambda w: {"name": w.backup},
     backups.VerifyBackup: lambda w: {"name": w.backup},
@@ -153,6 +154,7 @@ ELSEWHERE: dict[type[Verb], dict[str, Any]] = {
     bulks.BeginBackfill: {"name": "report", "preview": ID},
     incidents.SendTestMessage: {},  # in tests/incidents
     system.Diagnose: {},  # in tests/operations/test_doctor
+    access.EndSession: {"session": "3fa91c22"},  # in tests/pages/test_pages
 }
 """Questions that need more than this world has, which other tests ask."""
 SILENT = {"ResumeTasksAhead", "LeaveSlots", "ReopenSlots"}
