@@ -55,7 +55,7 @@ from batch_system.batch.nodes.roles import BY_HAND, Roles
 from batch_system.batch.placing.demand import demand, running
 from batch_system.batch.placing.placing import DUTY
 from batch_system.batch.queue import cancel, claiming, enqueue, retry, unserved
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.retention.pruning import Pruner
 from batch_system.batch.retention.retention import Keep
 from batch_system.batch.tasks.registry import Task

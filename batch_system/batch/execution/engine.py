@@ -39,7 +39,7 @@ from batch_system.batch.nodes.harm import LostLease
 from batch_system.batch.nodes.ledger_poll import LedgerChanges
 from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import OWN_POOLS, Capacity
+from batch_system.batch.queue.claiming import OWN_POOLS, Capacity
 from batch_system.batch.tasks.registry import Task
 from batch_system.concurrency.background import Background, is_set_within
 from batch_system.concurrency.thread_pool import ThreadPool

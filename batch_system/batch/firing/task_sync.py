@@ -31,7 +31,7 @@ from batch_system.batch.ledger.schedules import OpenSchedule
 from batch_system.batch.ledger.tables import tasks
 from batch_system.batch.ledger.wakes import catalog_changed
 from batch_system.batch.nodes.clock_steps import AHEAD
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
 from batch_system.errors import UnknownTask
