@@ -19,8 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system import clock, tracing
 from batch_system.batch.context import fencing
 from batch_system.batch.context.lease import LOST
-from batch_system.batch.execution.attempt import Attempt
-from batch_system.batch.execution.child_pool import ChildPool
+from batch_system.batch.execution.attempt import Attempt, ChildPool
 from batch_system.batch.execution.ending import Ending, log_outcomes, log_refused
 from batch_system.batch.execution.outcomes import (
     GROUP_LIMIT,
