@@ -27,7 +27,7 @@ from batch_system.testing import postgres
 from batch_system.testing.databases import wait_for
 from batch_system.testing.postgres import PostgresServer, start_server
 from tests.databases import PostgresDatabases, SQLiteFiles, migrated, url_of
-from tests.first import leave_the_others_to_rest
+from tests.first import is_left_out, leave_the_others_to_rest
 from tests.kinds import KINDS, leave_half_to_nightly
 from tests.migrations import APPLICATION_HISTORIES
 from tests.processes import MIGRATIONS
@@ -158,6 +158,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Files that failed tests left stay there, so that a person can look at them."""
     if exitstatus == pytest.ExitCode.OK and (folder := session.config.stash.get(OWN_FOLDER, None)):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files without a test to run are not imported, which would take each worker longer than the
+    first minute of its tests.
+    """
+    return True if is_left_out(collection_path, config.option.markexpr) else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before those that `-m` does not ask for are left out
