@@ -33,8 +33,8 @@ from batch_system.batch.nodes.loop_watchdog import EXIT_CODE, GRACE_SECONDS, LAS
 from batch_system.server.shutdown import SAME_REQUEST_SECONDS
 from batch_system.testing.postgres import OwnServer, find_binaries
 from batch_system.web.api import routes
-from tests.docs.test_apps import answering
 from tests.processes import Service, batch, free_port, process, service
+from tests.web.conftest import client_of
 
 DRAIN_SECONDS = 1.0
 START_SECONDS = 150.0
@@ -443,7 +443,7 @@ async def test_the_drain_begins_at_the_signal_which_is_passed_on_to_the_server(
     before = signal.signal(signal.SIGINT, server)
     try:
         app = Starlette(routes=routes)
-        async with lifespan(app), answering(app) as client:
+        async with lifespan(app), client_of(app) as client:
             assert (await client.get("/readyz")).status_code == 200
             signal.raise_signal(signal.SIGINT)
             assert passed_on == [signal.SIGINT]
