@@ -109,7 +109,7 @@ BROAD = {
     "batch_system.batch.tasks.registry": 1,  # an author's class
     "batch_system.batch.execution.attempt": 1,  # the attempt
     "batch_system.batch.pools.nursery_process": 1,  # an author's module
-    "batch_system.batch.execution.results": 2,  # an author's `expect`, and a result as text
+    "batch_system.batch.execution.ending": 2,  # an author's `expect`, and a result as text
     "batch_system.batch.firing.apscheduler": 2,  # a job must not stop the scheduler
     "batch_system.batch.firing.schedule_sync": 1,  # a background loop
     "batch_system.batch.retention.upkeep": 1,  # a background loop

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 
 from batch_system.batch.context.current_run import current_run, current_run_if_any, state_of
 from batch_system.batch.context.upstream import Done, Upstream
-from batch_system.batch.execution import results
+from batch_system.batch.execution.ending import result_as_json
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.tasks.base import BaseTask
@@ -116,4 +116,4 @@ def made(given: Given, slot_of_run: datetime) -> Upstream:
 def _done(task: str, value: Any, slot: datetime | None) -> Done:
     if isinstance(value, Done):
         return value
-    return Done(task, new_id(), slot, RunState.SUCCEEDED, {}, results.as_json(value))
+    return Done(task, new_id(), slot, RunState.SUCCEEDED, {}, result_as_json(value))

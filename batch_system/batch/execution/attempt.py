@@ -24,8 +24,8 @@ from batch_system.batch.context.current_run import CurrentRun
 from batch_system.batch.context.fencing import seal
 from batch_system.batch.context.lease import LOST
 from batch_system.batch.context.upstream import Upstream
-from batch_system.batch.execution import pings, results
-from batch_system.batch.execution.ending import Ending, log_ending
+from batch_system.batch.execution import pings
+from batch_system.batch.execution.ending import Ending, log_ending, result_as_json, why_unmet
 from batch_system.batch.execution.fingerprint import (
     EMPTY,
     INTERRUPTED,
@@ -438,7 +438,7 @@ class Body:
             )
         if self.stage == Stage.WORK:
             return self._succeeded(result, None)
-        return self._succeeded(result, await results.unmet(self.task, result, threads, patience))
+        return self._succeeded(result, await why_unmet(self.task, result, threads, patience))
 
     def _succeeded(self, result: Any, unmet: str | None) -> Ending:
         """`unmet`: why the result is not what the task expects, if it is not."""
@@ -446,7 +446,7 @@ class Body:
             return self._stopped
         fingerprint = EMPTY if unmet else QUARANTINE if self.state.has_set_aside else None
         return Ending(
-            RunState.SUCCEEDED, "succeeded", unmet, results.as_json(result), fingerprint=fingerprint
+            RunState.SUCCEEDED, "succeeded", unmet, result_as_json(result), fingerprint=fingerprint
         )
 
     @property
