@@ -85,7 +85,7 @@ class Long(BaseTask):
 """
 
 HANGS = """
-import asyncio, os, time
+import asyncio, time
 from pathlib import Path
 from batch_system import BaseTask, call_async
 
@@ -102,9 +102,7 @@ IN_A_THREAD_OF_THE_LOOP = HANGS.format(
     define="async def", body="await asyncio.to_thread(time.sleep, 1e6)"
 )
 SLEEPS_ON_THE_LOOP = HANGS.format(define="async def", body="time.sleep(1e6)")
-SPINS_ON_THE_LOOP = HANGS.format(
-    define="async def", body="os.nice(10)\n            while True: pass"
-)
+SPINS_ON_THE_LOOP = HANGS.format(define="async def", body="while True: pass")
 
 SERVERS = {
     "serve": ["batch_system", "serve", "--port", "{port}"],
