@@ -110,6 +110,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "work": work.work,
         "night": night.night,
         "status": status.status,
+        "doctor": status.doctor,
         "nodes": status.nodes,
         "pools": status.pools,
         "config": settings.config,

@@ -29,6 +29,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch status": "Say whether something is wrong, and what.",
         "batch status --json": "Print the same as JSON for a monitor.",
     },
+    "doctor": {
+        "batch doctor": "Look at each part, and say what is wrong and what to do.",
+        "batch doctor --json": "Print the same as JSON for a program.",
+    },
     "pools": {
         "batch pools": "List the pools, and how many of their runs are running and waiting.",
         "batch pools --json": "Print the list as JSON for a program.",

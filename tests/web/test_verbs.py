@@ -152,6 +152,7 @@ ELSEWHERE: dict[type[Verb], dict[str, Any]] = {
     bulks.ShowBulk: {"preview": ID},
     bulks.BeginBackfill: {"name": "report", "preview": ID},
     incidents.SendTestMessage: {},  # in tests/incidents
+    system.Diagnose: {},  # in tests/operations/test_doctor
 }
 """Questions that need more than this world has, which other tests ask."""
 SILENT = {"ResumeTasksAhead", "LeaveSlots", "ReopenSlots"}
