@@ -281,7 +281,7 @@ CASES = {
     ),
     "not asked": Case(
         "serve",
-        trouble=SLEEPS_ON_THE_LOOP,
+        trouble=SPINS_ON_THE_LOOP,
         settings={**LONG_DRAIN, "MAX_LOOP_BLOCK": "2"},
         signals=(),
     ),
@@ -299,14 +299,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
             case.start(stack, tmp_path_factory.mktemp(name.replace(" ", "_")))
         for case in CASES.values():
             case.get_ready()
-        # The one that spins comes last, for it takes a processor from all others.
-        hang(
-            [case for case in CASES.values() if case.trouble not in (NO_TROUBLE, SPINS_ON_THE_LOOP)]
-        )
-        CASES["not asked"].asked_at = time.monotonic()
+        # Those that spin come last, for they take the processors from all others.
+        spinning = [case for case in CASES.values() if case.trouble == SPINS_ON_THE_LOOP]
+        hang([case for case in CASES.values() if case.trouble and case not in spinning])
         assert batch(CASES["asked twice"].folder, "run", "hangs", "--queue").returncode == 0
         server.stop("immediate")
-        hang([case for case in CASES.values() if case.trouble == SPINS_ON_THE_LOOP])
+        hang(spinning)
+        CASES["not asked"].asked_at = time.monotonic()
         with closing(
             sqlite3.connect(CASES["SQLite locked"].folder / "ledger.db", isolation_level=None)
         ) as ledger:
