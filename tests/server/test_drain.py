@@ -96,7 +96,6 @@ class Hangs(BaseTask):
             Path("hangs").touch()
             {body}
 """
-NO_TROUBLE = ""
 SYNC = HANGS.format(define="def", body="time.sleep(1e6)")
 IN_A_THREAD_OF_THE_LOOP = HANGS.format(
     define="async def", body="await asyncio.to_thread(time.sleep, 1e6)"
