@@ -17,7 +17,7 @@ from batch_system.pages.incidents import actions, listing, room
 from batch_system.pages.live import live
 from batch_system.pages.night import left_slots, outage_backfills, unaccounted
 from batch_system.pages.night.night import BLOCKS, show_night
-from batch_system.pages.runs import bulks, run_actions, run_parts, runs
+from batch_system.pages.runs import bulks, run_actions, run_parts, runs, runs_file
 from batch_system.pages.tasks import backfills, maintenance, task, tasks
 from batch_system.web.problems import Refused
 
@@ -56,6 +56,7 @@ routes = [
     *asked("/maintenance/mute", maintenance.ask_to_mute, maintenance.mute),
     *asked("/maintenance/{window}/end", maintenance.ask_to_end, maintenance.end),
     page("/runs", runs.show_runs),
+    download("/runs/file", runs_file.download),
     *asked("/runs/bulk/retry", partial(bulks.ask, "retry"), bulks.begin),
     *asked("/runs/bulk/cancel", partial(bulks.ask, "cancel"), bulks.begin),
     *asked("/runs/bulk/acknowledge", partial(bulks.ask, "acknowledge"), bulks.begin),

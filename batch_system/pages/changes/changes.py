@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,11 +16,11 @@ from starlette.responses import Response
 
 from batch_system.concurrency.offload import offload
 from batch_system.errors import InvalidParameters
-from batch_system.escaping import cell
 from batch_system.operations.incidents.results import MOST_INCIDENTS
 from batch_system.operations.people.results import MOST_CHANGES, Change
 from batch_system.pages.changes.sentences import KINDS, SERVICE, Line, kind_of, lines_of
 from batch_system.pages.frame import formatting
+from batch_system.pages.frame.files import TYPES, attachment, csv_head, csv_rows
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
 from batch_system.pages.frame.viewer import Viewer
@@ -95,26 +93,13 @@ async def download(request: Request, viewer: Viewer) -> Response:
         and given.get("who") in (None, SERVICE if change.source == "service" else change.actor)
     ]
     text = await offload(_csv if as_csv else json.dumps, changes)
-    kind = "text/csv" if as_csv else "application/json"
-    name = f"changes.{'csv' if as_csv else 'json'}"
-    headers = {"Content-Disposition": f"attachment; filename={name}"}
-    return Response(text, media_type=f"{kind}; charset=utf-8", headers=headers)
+    name = "csv" if as_csv else "json"
+    return Response(text, media_type=TYPES[name], headers=attachment(f"changes.{name}"))
 
 
 def _csv(changes: Sequence[dict[str, Any]]) -> str:
-    out = io.StringIO()
     columns = list(Change.model_fields)
-    rows = csv.DictWriter(out, columns, lineterminator="\r\n")
-    rows.writeheader()
-    for change in changes:
-        rows.writerow(
-            {
-                name: cell(value if isinstance(value, str) else json.dumps(value))
-                for name, value in change.items()
-                if value is not None
-            }
-        )
-    return out.getvalue()
+    return csv_head(columns) + csv_rows(columns, changes)
 
 
 def _given(request: Request) -> dict[str, str]:

@@ -60,7 +60,7 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         following=urlencode({**given, "after": found.after}) if found.after else None,
         is_first=after is None,
         seconds={run.id: _seconds(run.began_at, run.finished_at, viewer.now) for run in found.runs},
-        bulk=urlencode(given),
+        query=urlencode(given),
         actions=[
             action for action in get_args(BulkAction) if _may_change(action, given.get("state"))
         ],

@@ -1,0 +1,111 @@
+"""The list of runs: as a file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+
+from batch_system import clock
+from batch_system.batch.ledger import tables
+from batch_system.pages.runs import runs_file
+from tests.pages.conftest import People
+from tests.pages.test_sizes import failed_run as row_of
+
+HOSTILE = (
+    '=HYPERLINK("http://example.org")',
+    "+1",
+    "-1",
+    "@SUM(1)",
+    "\t=1",
+    'a "quoted", <b>bold</b>\r\nsecond line',
+    "\x1b[31m\u202eright",
+)
+
+
+async def make(people: People, *values: Mapping[str, object]) -> list[str]:
+    """Insert failed runs with these values, each older than the one before it."""
+    now = clock.now()
+    rows = [
+        row_of(**{"created_at": now - timedelta(minutes=n), **each})
+        for n, each in enumerate(values)
+    ]
+    async with people.served.service.ledger.engine.begin() as connection:
+        await connection.execute(insert(tables.runs), [{"reason": None, **row} for row in rows])
+    return [str(row["id"]) for row in rows]
+
+
+async def csv_of(people: People, query: str) -> list[dict[str, str]]:
+    answer = await people.viewer.client.get(f"/runs/file?format=csv&{query}")
+    assert answer.headers["content-disposition"] == "attachment; filename=runs.csv"
+    return list(csv.DictReader(io.StringIO(answer.text, newline="")))
+
+
+async def json_of(people: People, query: str) -> dict[str, Any]:
+    answer = await people.viewer.client.get(f"/runs/file?format=json&{query}")
+    assert answer.headers["content-type"] == "application/json; charset=utf-8"
+    return dict(answer.json())
+
+
+async def test_a_file_has_what_the_filter_finds_and_no_formula(people: People) -> None:
+    made = await make(people, *({"reason": text} for text in HOSTILE), {"state": "succeeded"})
+    rows = await csv_of(people, "state=failed&task=report")
+    assert [row["id"] for row in rows] == made[:-1]
+    shown = [f"'{text}" for text in HOSTILE[:5]] + list(HOSTILE[5:])
+    assert [row["reason"] for row in rows] == shown
+    listed = await json_of(people, "state=failed&task=report")
+    assert [run["reason"] for run in listed["runs"]] == list(HOSTILE)
+    assert (rows[0]["attempt"], rows[0]["slot"], listed["after"]) == ("1", "", None)
+    assert await json_of(people, "state=retrying") == {"runs": [], "after": None}
+    html = await people.viewer.page("/runs?state=failed&text=a+%3D+%26")
+    assert 'href="/runs/file?format=csv&amp;state=failed&amp;text=a+%3D+%26"' in html
+
+
+@pytest.mark.parametrize("secret", ["reason", "message"])
+async def test_a_file_has_no_texts_of_a_secret_task_for_a_viewer(
+    people: People, secret: str
+) -> None:
+    await make(people, {"task": "payroll", secret: "4711 of Ann"})
+    for kind in ("csv", "json"):
+        path = f"/runs/file?format={kind}"
+        assert "4711 of Ann" not in (await people.viewer.client.get(path)).text
+        assert "4711 of Ann" in (await people.operator.client.get(path)).text
+        found = await people.viewer.client.get(f"{path}&text=4711")
+        assert "payroll" not in found.text
+    assert (await people.nobody.get("/runs/file?format=csv")).status_code == 303
+
+
+async def test_a_file_has_all_pages_and_says_where_runs_are_left_out(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await make(people, *({} for _ in range(450)))
+    assert [run["id"] for run in (await json_of(people, ""))["runs"]] == made
+    assert [row["id"] for row in await csv_of(people, "")] == made
+    monkeypatch.setattr(runs_file, "MOST_PAGES", 2)
+    cut = await json_of(people, "")
+    assert [run["id"] for run in cut["runs"]] == made[:400]
+    rest = await people.served.viewer.get(f"/api/v1/runs?limit=200&after={cut['after']}")
+    assert [run["id"] for run in rest.json()["runs"]] == made[400:]
+    rows = await csv_of(people, "")
+    assert [row["id"] for row in rows] == [*made[:400], runs_file.REST]
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "words"),
+    [
+        ("", 422, "format: allowed are csv, json"),
+        ("format=xml", 422, "format: allowed are csv, json"),
+        ("format=csv&since=yesterday", 422, "since: allowed is a time"),
+        ("format=csv&state=moon", 422, "moon"),
+        ("format=json&task=nobody", 404, "nobody"),
+    ],
+)
+async def test_a_file_of_a_wrong_filter_is_a_page_that_says_what_is_wrong(
+    people: People, query: str, status: int, words: str
+) -> None:
+    assert words in await people.viewer.page(f"/runs/file?{query}", status)
