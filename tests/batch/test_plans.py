@@ -265,6 +265,9 @@ PLANS = {
         "ix_batch_runs_task_created",
     },
     "list of the parts of a run": {"ix_batch_runs_members"},
+    "count": {"ix_batch_runs_state_created"},
+    "count of a task": {"ix_batch_runs_task_created"},
+    "count of the parts of a run": {"ix_batch_runs_members"},
     "a run by the end of its id": {"ix_batch_runs_created"},
     "overview": {
         *(
@@ -324,6 +327,7 @@ row.
 
 BY_KIND = {
     "cancel": {"ix_batch_runs_members"},
+    "count of a task": {"ix_batch_runs_created"},
     "overview": {"uq_batch_schedules_open", "ix_batch_runs_created"},
     "night": {"uq_batch_schedules_open", "ix_batch_previews_expires"},
     "unserved": {"ix_batch_runs_queue"},
@@ -630,6 +634,15 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
                 await run_query.page(
                     connection, run_query.RunQuery(**conditions), 10, (at, new_id())
                 )
+        for name, conditions in (
+            ("count", {}),
+            ("count", {"created_since": at}),
+            ("count of a task", {"task": "over-1"}),
+            ("count of a task", {"task": "over-1", "created_since": at, "created_until": at}),
+            ("count of the parts of a run", {"parent": new_id()}),
+        ):
+            with plans.of(name):
+                await run_query.counts(connection, run_query.RunQuery(**conditions))
         with plans.of("a run by the end of its id"):
             await run_ids.end_in(connection, "0000", 2)
         with plans.of("show"):

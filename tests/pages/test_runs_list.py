@@ -1,9 +1,10 @@
-"""The list of runs: as a file."""
+"""The list of runs: its tabs, and what it finds as a file."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import insert
 
 from batch_system import clock
-from batch_system.batch.ledger import tables
+from batch_system.batch.ledger import run_query, tables
 from batch_system.pages.runs import runs_file
 from tests.pages.conftest import People
 from tests.pages.test_sizes import failed_run as row_of
@@ -109,3 +110,56 @@ async def test_a_file_of_a_wrong_filter_is_a_page_that_says_what_is_wrong(
     people: People, query: str, status: int, words: str
 ) -> None:
     assert words in await people.viewer.page(f"/runs/file?{query}", status)
+
+
+def tabs_in(html: str) -> dict[str, str]:
+    """The number of each tab, by its label."""
+    tabs = html.partition('<nav class="tabs"')[2].partition("</nav>")[0]
+    found = re.findall(r"<a [^>]+>(\w+)(?: <span[^>]*>([^<]+)</span>)?</a>", tabs)
+    return dict(found)
+
+
+async def test_tabs_count_each_state_under_the_other_filters(people: People) -> None:
+    old = clock.now() - timedelta(days=3)
+    await make(people, *({} for _ in range(3)), {"state": "succeeded"}, {"state": "running"})
+    await make(people, {"task": "payroll", "created_at": old}, {"origin": "part", "part": 1})
+    numbers = {"All": "6", "Active": "1", "Failed": "4", "Succeeded": "1", "Running": "1"}
+    rest = dict.fromkeys(
+        ("Retrying", "Interrupted", "Queued", "Waiting", "Skipped", "Cancelled"), "0"
+    )
+    for path in ("/runs", "/runs?state=succeeded", "/runs?state=active"):
+        assert tabs_in(await people.viewer.page(path)) == numbers | rest, path
+    recent = numbers | rest | {"All": "5", "Failed": "3"}
+    for query in ("within=24h", "task=report", "task=report&within=7d&state=failed"):
+        assert tabs_in(await people.viewer.page(f"/runs?{query}")) == recent, query
+    html = await people.viewer.page("/runs?task=report&state=failed")
+    assert '<a href="/runs?task=report&amp;state=failed" aria-current="page">Failed' in html
+
+
+async def test_tabs_have_no_numbers_where_no_index_counts_the_runs(people: People) -> None:
+    await make(people, {})
+    for query in ("tag=daily", "pool=default", "text=x", "param=day%3Dx", "origin=part"):
+        numbers = tabs_in(await people.viewer.page(f"/runs?{query}"))
+        assert len(numbers) == 11 and set(numbers.values()) == {""}, query
+
+
+async def test_runs_are_counted_up_to_a_number(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(people, *({} for _ in range(5)), {"state": "succeeded"})
+    monkeypatch.setattr(run_query, "COUNTED", 4)
+    monkeypatch.setattr(run_query, "LOOKED", 4)
+    numbers = tabs_in(await people.viewer.page("/runs"))
+    assert (numbers["All"], numbers["Failed"], numbers["Succeeded"]) == ("4+", "4+", "1")
+    numbers = tabs_in(await people.viewer.page("/runs?task=report"))
+    assert (numbers["All"], numbers["Failed"]) == ("4+", "")
+
+
+async def test_an_empty_list_says_how_many_runs_there_are_in_other_states(people: People) -> None:
+    await make(people, {}, {})
+    html = await people.viewer.page("/runs?task=report&state=skipped")
+    words = " ".join(re.sub("<[^>]+>", "", html).split())
+    assert "No run is like this. Without Skipped there are 2." in words
+    assert '<a href="/runs?task=report">2</a>' in html
+    html = await people.viewer.page("/runs?task=payroll&state=skipped")
+    assert "No run is like this" in html and "Without" not in html

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Subquery,
     Text,
     cast,
+    func,
     literal,
     select,
     text,
@@ -34,6 +35,8 @@ from batch_system.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, PART_SQL,
 
 LOOKED = 10_000
 """At most this many rows are read for a page."""
+COUNTED = LOOKED
+"""Runs are counted up to this number."""
 CHECKED = frozenset(
     ("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params", "reason")
 )
@@ -117,6 +120,34 @@ async def page(
     return Page(rows, (end[0], end[1]) if end is not None else None)
 
 
+class Counts(NamedTuple):
+    """How many runs there are, and how many in each state. A number above COUNTED stands for more
+    than COUNTED. `by_state` is None if there are too many runs to know it.
+    """
+
+    all: int
+    by_state: Mapping[str, int] | None
+
+
+async def counts(connection: AsyncConnection, query: RunQuery) -> Counts | None:
+    """Count the runs, whatever their state; None where no index serves the other conditions.
+
+    An index has runs in the order of their states, and others have those of a task and the parts
+    of a run.
+    """
+    query = replace(query, states=frozenset())
+    if _has_parts(query) or any(True for _ in _others(query, runs.c, connection.dialect.name)):
+        return None
+    is_small = query.task is not None or query.parent is not None
+    each = [query] if is_small else [replace(query, states=frozenset((s,))) for s in RunState]
+    names = {"created_at", "id", "state"}
+    found = [_looked(one, runs.c.created_at, None, names, COUNTED + 1) for one in each]
+    numbers = union_all(*(select(one.c.state, func.count()).group_by(one.c.state) for one in found))
+    by_state = {row[0]: row[1] for row in await connection.execute(numbers)}
+    number = min(sum(by_state.values()), COUNTED + 1)
+    return Counts(number, by_state if number <= COUNTED or not is_small else None)
+
+
 def _looked(
     query: RunQuery, at: ColumnElement[datetime], before: Key | None, names: Set[str], number: int
 ) -> Subquery:
@@ -125,9 +156,11 @@ def _looked(
     """
     whole = select(*(runs.c[name] for name in sorted(names))).where(*_within(query, at, before))
     newest = (runs.c[str(at.key)].desc(), runs.c.id.desc())
-    # PostgreSQL has no statistics of PART_SQL, and expects few parts. A limit whose value it
-    # doesn't know keeps it from reading and sorting all of them.
-    most = select(literal(number)).scalar_subquery() if _has_parts(query) else number
+    # PostgreSQL has no statistics of PART_SQL, and expects few parts; and it expects that most runs
+    # of a state are counted. A limit whose value it doesn't know keeps it from reading and sorting
+    # all of them.
+    is_count = number > LOOKED
+    most = select(literal(number)).scalar_subquery() if is_count or _has_parts(query) else number
     found = [whole.where(*search).order_by(*newest).limit(most) for search in _searches(query)]
     if len(found) == 1:
         return found[0].subquery()

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import database_time, run_query
 from batch_system.batch.ledger import tasks as task_rows
-from batch_system.batch.ledger.run_query import RunQuery
+from batch_system.batch.ledger.run_query import Counts, RunQuery
 from batch_system.batch.ledger.states import RunState
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.cursors import cursor_of, parse_cursor
@@ -115,3 +115,15 @@ async def list_runs(
         found = await page(connection, wanted, min(limit, MOST_RUNS), after, by_slot, hidden)
         shown = found.model_copy(update={"runs": without_texts(found.runs, hidden)})
     return await with_quarantined(context.databases, shown)
+
+
+async def count_states(context: Context, wanted: RunFilter) -> Counts | None:
+    """How many runs there are in each state, under the other conditions of the filter; None where
+    no index serves them.
+    """
+    if wanted.tag is not None or wanted.pool is not None:
+        return None
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return None
+        return await run_query.counts(connection, query_of(wanted))

@@ -22,6 +22,7 @@ STYLES = (
     "tasks.css",
     "incidents.css",
     "changes.css",
+    "runs.css",
 )
 """The style sheets, which are sent as one in this order."""
 SCRIPTS = ("signin.js", "zone.js")

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from batch_system.batch.ledger.states import ACTIVE
 from batch_system.errors import InvalidParameters
@@ -53,6 +54,14 @@ def given_in(query: Mapping[str, str]) -> dict[str, str]:
     if given.keys() & {"since", "until"}:
         given.pop("within", None)  # a value that was entered overrides an earlier quick choice
     return given
+
+
+def address(given: Mapping[str, str], **other: str) -> str:
+    """The address of the page with the same filter but these conditions; an empty one is left
+    out.
+    """
+    query = urlencode({name: value for name, value in {**given, **other}.items() if value})
+    return f"/runs?{query}" if query else "/runs"
 
 
 def conditions_of(given: Mapping[str, str], viewer: Viewer) -> dict[str, Any]:

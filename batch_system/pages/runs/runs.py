@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from urllib.parse import urlencode
 
 from starlette.requests import Request
 
-from batch_system.batch.ledger.states import ACTIVE, RunState
+from batch_system.batch.ledger.states import ACTIVE
 from batch_system.errors import DatabaseError, Forbidden, UnknownRun
 from batch_system.operations.asking.filter import RunFilter
 from batch_system.operations.asking.results import Quarantined, RunDetails
@@ -24,7 +24,14 @@ from batch_system.pages.frame.forms import ID
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import LiveViewer, shell_of
 from batch_system.pages.frame.viewer import Viewer
-from batch_system.pages.runs.run_filter import WITHIN, conditions_of, given_in, words_of
+from batch_system.pages.runs.run_filter import (
+    WITHIN,
+    address,
+    conditions_of,
+    given_in,
+    words_of,
+)
+from batch_system.pages.runs.run_tabs import others_of, tabs_of
 from batch_system.verbs.runs import ShowBlocker, ShowChain
 from batch_system.verbs.why import WhyRun
 
@@ -44,9 +51,11 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
     """The runs that the query asks for, the newest first."""
     given = given_in(request.query_params)
     after = request.query_params.get("after")
-    found = await listing.list_runs(
-        viewer.operations.context, RunFilter.of(**conditions_of(given, viewer)), PAGE, after
-    )
+    wanted = RunFilter.of(**conditions_of(given, viewer))
+    context = viewer.operations.context
+    found = await listing.list_runs(context, wanted, PAGE, after)
+    # A live page gets rows only.
+    counts = None if isinstance(viewer, LiveViewer) else await listing.count_states(context, wanted)
     return await render(
         "runs.html",
         **await shell_of(viewer, "runs", "Runs"),
@@ -54,9 +63,10 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         awaits=found.awaits,
         given=given,
         words=words_of(given, viewer),
-        states=("active", *RunState),
+        tabs=tabs_of(given, counts),
+        others=others_of(given, counts) if not found.runs and found.after is None else None,
         origins=ORIGINS,
-        within=[(each, _address(given, within=each, since="", until="")) for each in WITHIN],
+        within=[(each, address(given, within=each, since="", until="")) for each in WITHIN],
         following=urlencode({**given, "after": found.after}) if found.after else None,
         is_first=after is None,
         seconds={run.id: _seconds(run.began_at, run.finished_at, viewer.now) for run in found.runs},
@@ -64,15 +74,6 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         actions=[
             action for action in get_args(BulkAction) if _may_change(action, given.get("state"))
         ],
-    )
-
-
-def _address(given: Mapping[str, str], **other: str) -> str:
-    """The address of the page with the same filter but these conditions; an empty one is left
-    out.
-    """
-    return (
-        f"/runs?{urlencode({name: value for name, value in {**given, **other}.items() if value})}"
     )
 
 
