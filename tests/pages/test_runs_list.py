@@ -7,7 +7,9 @@ import io
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from html import unescape
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 from sqlalchemy import insert
@@ -163,3 +165,24 @@ async def test_an_empty_list_says_how_many_runs_there_are_in_other_states(people
     assert '<a href="/runs?task=report">2</a>' in html
     html = await people.viewer.page("/runs?task=payroll&state=skipped")
     assert "No run is like this" in html and "Without" not in html
+
+
+async def test_each_condition_is_a_chip_that_leads_to_the_list_without_it(people: People) -> None:
+    given = {"task": "report", "state": "failed", "text": '<b>"a" & b</b>', "within": "24h"}
+    html = await people.viewer.page(f"/runs?{urlencode(given)}")
+    chips = re.findall(
+        r'"fchip"><span title="[^"]*">([^<]+) <b>(.*?)</b></span>\s*<a href="/runs\?([^"]*)"', html
+    )
+    assert [(name, unescape(value)) for name, value, _ in chips] == [
+        ("Task", "report"),
+        ("State", "failed"),
+        ("Reason with", '<b>"a" & b</b>'),
+        ("Made in the last", "24h"),
+    ]
+    for (name, _, without), left in zip(chips, given, strict=True):
+        rest = {each: value for each, value in given.items() if each != left}
+        assert dict(parse_qsl(unescape(without))) == rest, name
+    html = await people.viewer.page("/runs?slot_since=2026-10-25T02:30:00%2B02:00")
+    assert "Slots since <b>" in html
+    assert '<a href="/runs" aria-label="Remove the filter slots since">' in html
+    assert "fchip" not in await people.viewer.page("/runs")

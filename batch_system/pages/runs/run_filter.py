@@ -106,6 +106,14 @@ def words_of(given: Mapping[str, str], viewer: Viewer) -> str:
     return ", ".join(parts) or "all runs"
 
 
+def chips_of(given: Mapping[str, str], viewer: Viewer) -> list[tuple[str, str, str]]:
+    """Each condition in force: its name, its value, and the address of the page without it."""
+    return [
+        (WORDS.get(name, name), _shown(name, value, viewer), address(given, **{name: ""}))
+        for name, value in given.items()
+    ]
+
+
 def _shown(name: str, value: str, viewer: Viewer) -> str:
     """A value in words: instants in the zone of the viewer."""
     if not name.endswith(("since", "until")):

@@ -27,9 +27,9 @@ from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.runs.run_filter import (
     WITHIN,
     address,
+    chips_of,
     conditions_of,
     given_in,
-    words_of,
 )
 from batch_system.pages.runs.run_tabs import others_of, tabs_of
 from batch_system.verbs.runs import ShowBlocker, ShowChain
@@ -62,7 +62,7 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         runs=found.runs,
         awaits=found.awaits,
         given=given,
-        words=words_of(given, viewer),
+        chips=chips_of(given, viewer),
         tabs=tabs_of(given, counts),
         others=others_of(given, counts) if not found.runs and found.after is None else None,
         origins=ORIGINS,
