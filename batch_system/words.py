@@ -102,6 +102,12 @@ INCIDENTS = {
         chip="alarm",
         subject="Backup",
     ),
+    IncidentKind.PAUSED: IncidentWord(
+        "{task} has been paused for long",
+        "A pause may have been forgotten",
+        chip="paused for long",
+        subject="Pause",
+    ),
     IncidentKind.POOL: IncidentWord(
         "a pool is not served",
         "Runs wait for a pool that no node serves",

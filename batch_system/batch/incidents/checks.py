@@ -258,6 +258,7 @@ class Checks:
         wrong next.
         """
         silent, next_silent = await overdue.silent_tasks(watched, usual, now)
+        forgotten, next_forgotten = overdue.forgotten_pauses(watched, self._thresholds, now)
         missed_deadlines, checked, next_deadline = await deadlines.check(connection, watched, now)
         old, next_old = await overdue.old_backups(connection, watched, self._thresholds, now)
         unserved, next_unserved = await self._pools.check(connection, known, now)
@@ -269,11 +270,12 @@ class Checks:
             *(late for late in late_slots if late.task not in self._pools.tasks),
             *await overdue.slow_runs(connection, watched, usual, self._thresholds, blocked, now),
             *silent,
+            *forgotten,
             *missed_deadlines,
             *old,
             *ahead,
         ]
-        return wrong, checked, [next_silent, next_deadline, next_old, next_unserved]
+        return wrong, checked, [next_silent, next_forgotten, next_deadline, next_old, next_unserved]
 
     async def _with_holder(self, slow: Opening) -> Opening:
         """A slow run may have ended without its node being able to write that, because another
@@ -367,6 +369,7 @@ _CONDITIONS = (
     IncidentKind.SLOW,
     IncidentKind.SILENT,
     IncidentKind.BACKUP,
+    IncidentKind.PAUSED,
     IncidentKind.POOL,
     IncidentKind.CLOCK,
     IncidentKind.UNFIRED,

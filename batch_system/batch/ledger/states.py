@@ -93,6 +93,7 @@ class IncidentKind(StrEnum):
     NODE = "node"
     FILES = "files"
     BACKUP = "backup"
+    PAUSED = "paused"
     POOL = "pool"
     UNACCOUNTED = "unaccounted"
     CLOCK = "clock"
