@@ -34,6 +34,7 @@ from batch_system.errors import InvalidParameters, NoLedger
 from batch_system.escaping import shortened
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import Node
+from batch_system.operations.maintenance import maintenance
 from batch_system.operations.night import alarms, attention, did_not_run, sentence
 from batch_system.operations.night.clock_changes import clock_changes
 from batch_system.operations.night.results import (
@@ -72,6 +73,9 @@ CHANGES = (
     "backup.restore",
     "schedule.change",
     "task.pause",
+    "maintenance.pause",
+    "maintenance.mute",
+    "maintenance.end",
     "task.resume",
     "task.backfill",
     "task.mute",
@@ -192,6 +196,7 @@ async def read(
         next=None if until is not None else await _next(connection, now),
         services=len(living),
         last_beat=last_beat,
+        maintenance=[] if until is not None else await maintenance.windows_at(connection, now),
         accounted_from=window.accounted_from,
         unread=unread,
         **_lists(

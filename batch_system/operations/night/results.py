@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from batch_system.operations.asking.results import KeptBack, Node, Result, RunSummary
+from batch_system.operations.maintenance.results import Maintenance
 from batch_system.operations.runs.waiting import InTheWay, LateRun
 from batch_system.operations.system.results import PoolState
 
@@ -211,7 +212,8 @@ class Night(Result):
     `older`: how many of `needs` failed for the last time before the window. `accounted_from`: slots
     before it are not counted, because their tally is still being made. `more`: how many rows of a
     list were left out, by its name. `unread`: what could not be read: quarantine, if the
-    application's database can't be used.
+    application's database can't be used. `maintenance`: the pauses and mutes of many tasks
+    that last or are planned.
     """
 
     as_of: datetime
@@ -236,6 +238,7 @@ class Night(Result):
     accounted_from: datetime | None
     more: dict[str, int]
     unread: Sequence[str] = ()
+    maintenance: Sequence[Maintenance] = ()
 
 
 class Trouble(Result):
