@@ -89,6 +89,8 @@ TOKENS: dict[str, dict[str, Any]] = {
         "create": access.create,
         "list": access.list_,
         "revoke": access.revoke,
+        "sessions": access.sessions,
+        "end-session": access.end_session,
     },
 }
 ALERTS: dict[str, dict[str, Any]] = {
@@ -110,6 +112,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "work": work.work,
         "night": night.night,
         "status": status.status,
+        "doctor": status.doctor,
         "nodes": status.nodes,
         "pools": status.pools,
         "config": settings.config,

@@ -29,6 +29,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch status": "Say whether something is wrong, and what.",
         "batch status --json": "Print the same as JSON for a monitor.",
     },
+    "doctor": {
+        "batch doctor": "Look at each part, and say what is wrong and what to do.",
+        "batch doctor --json": "Print the same as JSON for a program.",
+    },
     "pools": {
         "batch pools": "List the pools, and how many of their runs are running and waiting.",
         "batch pools --json": "Print the list as JSON for a program.",
@@ -262,6 +266,13 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "token list": {
         "batch token list": "List the tokens.",
         "batch token list --json": "Print the list as JSON for a program.",
+    },
+    "token sessions": {
+        "batch token sessions": "List who is signed in, since when and from where.",
+        "batch token sessions --json": "Print the list as JSON for a program.",
+    },
+    "token end-session": {
+        "batch token end-session 3fa91c22": "Sign a person out.",
     },
     "token revoke": {"batch token revoke deploy": "Let the token be refused from now on."},
     "changes": {

@@ -168,7 +168,7 @@ async def read(
     watched = await watched_tasks(connection)
     window = await tally.of_window(connection, since, end, now)
     nodes, living, last_beat = await _nodes(connection, context, now)
-    backup = await _backup(connection, watched, context.settings, now)
+    backup = await newest_backup(connection, watched, context.settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
     needed = [
         *(await alarms.of_nodes(connection, context, nodes) if until is None else []),
@@ -295,7 +295,7 @@ def _change(row: Row[Any], is_hidden: bool) -> NightChange:
     )
 
 
-async def _backup(
+async def newest_backup(
     connection: AsyncConnection, watched: dict[str, WatchedTask], settings: Settings, now: datetime
 ) -> NightBackup:
     """The newest verified backup; without an age where no backups are made."""
