@@ -101,6 +101,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "demo": demo.demo,
         "work": work.work,
         "night": night.night,
+        "forecast": night.forecast,
         "status": status.status,
         "nodes": status.nodes,
         "pools": status.pools,

@@ -112,6 +112,12 @@ class Digest(Background):
 def text_of(night: Night) -> str:
     """The summary as plain text."""
     lines = [night.headline, night.sentence]
+    if night.forecast is not None:
+        lines += [
+            f"- {each.text}{f'. {each.why}' if each.why else ''}"
+            for each in night.forecast.slots[:MOST_ROWS]
+            if each.state in ("late", "at_risk") and not each.path[-1].is_over
+        ]
     for need in night.needs[:MOST_ROWS]:
         owner = f" ({need.owner})" if need.owner else ""
         keeps = f"; keeps back {kept_back_in_words(need.keeps_back)}" if need.keeps_back else ""

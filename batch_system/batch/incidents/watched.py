@@ -30,6 +30,7 @@ class WatchedTask:
       after_failures: The incident of an error is sent only after this many failures.
       close_after: The incident is closed only after this many successes in a row.
       muted_until: Until then nothing is sent about the task.
+      warns_at_risk: Whether an incident opens when a deadline is in danger.
       deadline_until: Its deadlines were checked up to this instant.
       zone: The zone of its schedule; UTC for a task without one.
       is_secret: Whether it has the tag "secret". Messages then contain no text from its runs.
@@ -46,6 +47,7 @@ class WatchedTask:
     to: tuple[str, ...]
     quiet: str | None
     deadline: str | float | None
+    warns_at_risk: bool
     expect_every: float | None
     each_slot_counts: bool
     is_paused: bool
@@ -75,6 +77,7 @@ class WatchedTask:
             to=tuple(alerts.get("to") or ()),
             quiet=alerts.get("quiet"),
             deadline=declared.get("deadline"),
+            warns_at_risk=bool(alerts.get("at_risk")),
             expect_every=declared.get("expect_every"),
             each_slot_counts=bool(declared.get("each_slot_counts")),
             is_paused=row.paused_at is not None,
