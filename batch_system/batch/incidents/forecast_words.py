@@ -53,11 +53,11 @@ class Words:
                 return f"{when}, {length(late)} late"
             return f"{when}, {length(early)} early" if is_there else when
         if obstacle is not None:
-            return (
-                f"not before {obstacle.task} {_UNTIL[obstacle.obstacle]}"
-                if (obstacle.obstacle in _UNTIL)
-                else "it will be skipped"
-            )
+            if obstacle.obstacle not in _UNTIL:
+                return "it will be skipped"
+            is_itself = obstacle is forecast.path[-1]
+            name = "it" if is_itself else obstacle.task
+            return f"not before {name} {_UNTIL[obstacle.obstacle]}"
         if forecast.state == "late":
             return f"{length(self._now - deadline)} late"
         return WORDS["unknown"]
@@ -102,12 +102,12 @@ class Words:
         if times < SLOWER:
             return ""
         share = (
-            f"{100 * run.done // run.total} % after "
+            f"{100 * run.done // run.total} % after {length(elapsed)}"
             if has_progress and run.done is not None and run.total
-            else "so far "
+            else f"{length(elapsed)} so far"
         )
         usually = length(timedelta(seconds=usual))
-        return f"{step.task} is {times:.2g}× slow: {share}{length(elapsed)}, usual is {usually}."
+        return f"{step.task} takes {times:.2g} times as long as usual: {share}, usual is {usually}."
 
     def _chain(self, path: Sequence[Step]) -> str:
         """What the slot waits for, as far as it has not succeeded."""

@@ -21,6 +21,7 @@ STYLES = (
     "phone.css",
     "tasks.css",
     "incidents.css",
+    "forecast.css",
 )
 """The style sheets, which are sent as one in this order."""
 SCRIPTS = ("signin.js", "zone.js")
