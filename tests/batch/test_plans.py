@@ -22,9 +22,9 @@ from batch_system.batch.chunks import quarantine
 from batch_system.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from batch_system.batch.chunks.keyset_pages import Pages
 from batch_system.batch.firing import firing, task_sync
-from batch_system.batch.incidents import durations, noticing, telling
+from batch_system.batch.incidents import durations, forecast_facts, noticing, telling
 from batch_system.batch.incidents.checks import Checks
-from batch_system.batch.incidents.watched import Thresholds, watched_tasks
+from batch_system.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
 from batch_system.batch.ledger import (
     attempts,
     buckets,
@@ -576,6 +576,8 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await night_reading.failed_slots(connection, failed_slots, now - later, now)
             await night_reading.beside(connection, now - later, now)
             await schedules.in_use(connection)
+        with plans.of("forecast"):
+            await _ask_for_a_forecast(connection, seen)
     with plans.of("night"):
         await Operations(ledger, application, Loaded, Settings())(ShowStatus())
     asked = Operations(ledger, application, Loaded, Settings())
@@ -589,6 +591,16 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
         await overview.overview(
             Operations(ledger, application, Loaded, Settings()).context, "all", "", 0
         )
+
+
+async def _ask_for_a_forecast(connection: AsyncConnection, seen: dict[str, WatchedTask]) -> None:
+    """Of slots that have runs, and with no free place."""
+    now = clock.now()
+    asked = await forecast_facts.read(connection, seen.values(), now - timedelta(hours=1), now)
+    assert asked.promises
+    query = select(tables.runs.c.id).where(tables.runs.c.state == "waiting").limit(3)
+    await forecast_facts._awaited(connection, list((await connection.execute(query)).scalars()))
+    await forecast_facts._with_rooms(connection, asked.facts, {"default"})
 
 
 async def _send_what_people_send(plans: Plans, ledger: Database) -> None:

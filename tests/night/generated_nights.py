@@ -1,9 +1,10 @@
-"""Made-up nights, each from a seed, to try the forecast on: what happens in them is decided before, and
-at any moment of a night the forecast gets only what the ledger would have then.
+"""Made-up nights, each from a seed, to try the forecast on: what happens in them is decided before,
+and at any moment of a night the forecast gets only what the ledger would have then.
 
 A night has chains of tasks, with deadlines that people might set: rounded, with some slack. It goes
-wrong in some places: runs are slow, attempts fail and are tried again, runs fail for good and a person
-retries them after a while or not at all, the service is away for some time, and places are scarce.
+wrong in some places: runs are slow, attempts fail and are tried again, runs fail for good and a
+person retries them after a while or not at all, the service is away for some time, and places are
+scarce.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Night:
 
 def made(seed: int) -> Night:
     """The night of a seed, with all that happens in it."""
-    dice = random.Random(seed)  # noqa: S311
+    dice = random.Random(seed)
     night = Night({}, [], [], dice.randint(6, 12), (0.0, 0.0))
     if dice.random() < 0.15:
         begin = dice.uniform(0, NIGHT - 3600)
@@ -156,8 +157,8 @@ def _promise(night: Night, dice: random.Random, last: Work) -> None:
 
 
 def _happen(night: Night) -> None:
-    """Decide when each attempt begins and ends: there are only so many places, the first that is ready
-    begins first, and nothing begins while the service is away.
+    """Decide when each attempt begins and ends: there are only so many places, the first that is
+    ready begins first, and nothing begins while the service is away.
     """
     events: list[tuple[float, int, int, str]] = []
     index = {id(work): number for number, work in enumerate(night.works)}
@@ -266,12 +267,12 @@ def _has_failed_before(night: Night, work: Work, now: float) -> bool:
 
 
 def _running(work: Work, attempt: Try, now: float) -> KnownRun:
-    """A running run. Its rate is about that of the whole attempt, and it fails without a warning."""
+    """A running run. Its rate is about that of the whole attempt; it fails without a warning."""
     whole = work.seconds[-1] if not attempt.is_good else attempt.end - attempt.begin
     done = int(100_000 * min(0.999, (now - attempt.begin) / whole))
     progress = {}
     if work.has_progress and now > attempt.begin:
-        wave = 1 + work.noise * random.Random(f"{work.task} {now}").uniform(-1, 1)  # noqa: S311
+        wave = 1 + work.noise * random.Random(f"{work.task} {now}").uniform(-1, 1)
         progress = {"done": done, "total": 100_000, "rate": 100_000 / whole * wave}
     begun = at(attempt.begin)
     return KnownRun(work.task, RunState.RUNNING, at(work.slot), begun, **progress)
@@ -279,9 +280,11 @@ def _running(work: Work, attempt: Try, now: float) -> KnownRun:
 
 @dataclass
 class Score:
-    """What became of the promises of some nights. `foreseen`: broken ones of which the forecast said
-    so when there were 15 minutes left. `false`: kept ones that were called late or at risk, although
-    no person has helped.
+    """What became of the promises of some nights.
+
+    `foreseen`: broken ones of which the forecast said so when 15 minutes were left. `false`: kept
+    ones that it has called late or at risk at any time, although no person has helped. `rescued`:
+    those that a person has helped.
     """
 
     nights: int = 0
@@ -290,8 +293,8 @@ class Score:
     foreseen: int = 0
     false: int = 0
     rescued: int = 0
-    missed: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """The seed and the task of each promise that was not foreseen, or falsely called."""
 
 
 def scored(seeds: range) -> Score:
@@ -345,13 +348,13 @@ def _count(
         if in_time and in_time[-1].state in ("late", "at_risk"):
             score.foreseen += 1
         else:
-            score.missed.append(f"{seed} {work.task}")
+            score.names.append(f"unforeseen: {seed} {work.task}")
     elif warned:
         if any(each.by_person for one in _chain(work) for each in one.tries):
             score.rescued += 1
         else:
             score.false += 1
-            score.wrong.append(f"{seed} {work.task}")
+            score.names.append(f"false: {seed} {work.task}")
 
 
 def _chain(work: Work) -> Iterator[Work]:

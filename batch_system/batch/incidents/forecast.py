@@ -211,8 +211,13 @@ def _forecast(reckoning: _Reckoning, promise: Promise) -> Forecast:
         return Forecast(promise, "late" if is_late else "at_risk", path, until)
     if end is None:
         return Forecast(promise, "late" if now >= deadline else "unknown", path)
-    is_late = now >= deadline or end > deadline + max(MARGIN, (end - now) * SHARE)
+    is_late = now >= deadline or _is_after(end, deadline, now)
     return Forecast(promise, "late" if is_late else "on_time", path)
+
+
+def _is_after(end: datetime, limit: datetime, now: datetime) -> bool:
+    """Whether an expected end is surely enough after an instant."""
+    return end > limit + max(MARGIN, (end - now) * SHARE)
 
 
 def _sum(seconds: Sequence[float | None]) -> timedelta | None:
@@ -292,7 +297,8 @@ class _Reckoning:
             begin = last.ends_at
             if not has_waited and begin > _at(plain) + timedelta(seconds=usual.within):
                 return replace(plain, before=last, obstacle="waited")
-            if usual.overlap == "skip" and run is None and last.task == plain.task:
+            is_of_it = run is None and last.task == plain.task
+            if usual.overlap == "skip" and is_of_it and _is_after(begin, _at(plain), now):
                 return replace(plain, before=last, obstacle="overlap")
         begin = max(begin, self._place_at(usual.pool, run))
         step = replace(plain, before=last, begins_at=begin)

@@ -53,10 +53,9 @@ class Words:
                 return f"{when}, {length(late)} late"
             return f"{when}, {length(early)} early" if is_there else when
         if obstacle is not None:
+            name = "it" if obstacle is forecast.path[-1] else obstacle.task
             if obstacle.obstacle not in _UNTIL:
-                return "it will be skipped"
-            is_itself = obstacle is forecast.path[-1]
-            name = "it" if is_itself else obstacle.task
+                return f"{name} will be skipped"
             return f"not before {name} {_UNTIL[obstacle.obstacle]}"
         if forecast.state == "late":
             return f"{length(self._now - deadline)} late"

@@ -13,7 +13,7 @@ from batch_system.concurrency.offload import offload
 from batch_system.operations.night.page import NightPage, night_page
 from batch_system.operations.night.results import Night, SlotForecast
 from batch_system.operations.tasks import listing
-from batch_system.pages.charts.forecast_chart import path_chart
+from batch_system.pages.charts.forecast_chart import PathChart, path_chart
 from batch_system.pages.charts.late_bar import late_bar
 from batch_system.pages.charts.night_chart import axis_of, joined, moments_of, night_chart
 from batch_system.pages.charts.night_lanes import drawn
@@ -130,7 +130,7 @@ def _promises(found: Night, viewer: Viewer) -> dict[str, Any]:
         if each.state == "kept":  # of these, the newest one
             shown.pop((each.task, each.state, key), None)
         shown.setdefault((each.task, each.state, key), each)
-    rows = []
+    rows: list[tuple[SlotForecast, PathChart | None, int]] = []
     for each in list(shown.values())[:MOST_ROWS]:
         is_drawn = each.state == "late" and not each.path[-1].is_over and len(rows) < MOST_CHARTS
         chart = path_chart(each, found.as_of, viewer.zone) if is_drawn else None
