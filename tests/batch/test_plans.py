@@ -116,6 +116,8 @@ IN_ORDER = {
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
     r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_previews",
+    "forecast": r"USING INDEX (ix_batch_nodes_live|ix_batch_runs_held)$"
+    r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
     "notice": r"USING INDEX "
     r"(ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
@@ -237,7 +239,11 @@ PLANS = {
             "ix_batch_waits_slot",
             "ix_batch_runs_waits",
         ),
-        *("ix_batch_runs_state_created", "ix_batch_runs_parts"),
+        *("ix_batch_runs_state_created", "ix_batch_runs_parts", "ix_batch_runs_in_the_way"),
+    },
+    "forecast": {
+        *("ix_batch_runs_in_the_way", "ix_batch_runs_held"),
+        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "uq_batch_schedules_open"),
     },
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
@@ -598,8 +604,7 @@ async def _ask_for_a_forecast(connection: AsyncConnection, seen: dict[str, Watch
     now = clock.now()
     asked = await forecast_facts.read(connection, seen.values(), now - timedelta(hours=1), now)
     assert asked.promises
-    query = select(tables.runs.c.id).where(tables.runs.c.state == "waiting").limit(3)
-    await forecast_facts._awaited(connection, list((await connection.execute(query)).scalars()))
+    await forecast_facts._awaited(connection, [new_id()])
     await forecast_facts._with_rooms(connection, asked.facts, {"default"})
 
 

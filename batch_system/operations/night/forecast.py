@@ -38,7 +38,13 @@ async def read(
     found = await offload(forecasts, asked.facts, asked.promises)
     numbers: Counter[str] = Counter(each.state for each in found)
     worst_first = list(WORDS)
-    found.sort(key=lambda each: (worst_first.index(each.state), each.promise.deadline))
+    found.sort(
+        key=lambda each: (
+            worst_first.index(each.state),
+            each.promise.deadline <= now,
+            each.promise.deadline,
+        )
+    )
     words = Words(now, zone)
     return Forecasts(
         as_of=now,

@@ -13,6 +13,7 @@ from batch_system.operations.night.results import (
     Need,
     Night,
     SlotCounts,
+    SlotForecast,
 )
 from batch_system.operations.runs.waiting import LateRun
 
@@ -45,15 +46,22 @@ def level_of(
         return "alarm"
     if needs:
         return "bad"
-    is_to_watch = late or unread or in_danger(forecast)
-    is_to_watch = is_to_watch or any(each.is_unchosen for each in did_not_run)
+    unchosen = any(each.is_unchosen for each in did_not_run)
+    is_to_watch = late or unread or unchosen or in_danger(forecast)
     return "watch" if is_to_watch else "calm"
 
 
-def in_danger(forecast: Forecasts | None) -> int:
-    """How many promised slots that have not succeeded yet will be late, or are at risk."""
-    slots = forecast.slots if forecast is not None else ()
-    return sum(each.state in ("late", "at_risk") and not each.path[-1].is_over for each in slots)
+def in_danger(forecast: Forecasts | None) -> list[SlotForecast]:
+    """The promises of which the deadline has not passed, and that will be late or are at risk."""
+    if forecast is None:
+        return []
+    return [
+        each
+        for each in forecast.slots
+        if each.state in ("late", "at_risk")
+        and each.deadline > forecast.as_of
+        and not each.path[-1].is_over
+    ]
 
 
 def headline(
@@ -89,7 +97,7 @@ def headline(
         slots = (
             f"{number(missed, 'slot')} {'was' if missed == 1 else 'were'} missed" if missed else ""
         )
-        danger = in_danger(forecast)
+        danger = len(in_danger(forecast))
         promises = (
             f"{number(danger, 'promise')} {'is' if danger == 1 else 'are'} in danger"
             if danger
