@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from batch_system.operations.night.results import ForecastStep, SlotForecast
 from batch_system.pages.charts.axis import Axis
-from batch_system.pages.frame.formatting import clock, duration, percent
+from batch_system.pages.frame.formatting import clock, duration
 
 ROW = 30
 TOP = 18
@@ -20,8 +20,10 @@ ROOM = 0.12
 """This much of the axis is left after the last mark, for its label."""
 LEAST = 0.6
 LONGEST_NAME = 18
-WIDE = 38.0
-"""The words of a running run stand in its bar if it is so wide, in percent."""
+WIDE = 32.0
+"""Words take at most this much of the width, in percent. Those of a running run stand in its bar if
+it is so wide.
+"""
 WORDS = {
     "failed": "failed",
     "cancelled": "was cancelled",
@@ -49,7 +51,7 @@ class PathRow:
     """A step of the path. `y`: the middle of its bar. `usual`: how long its runs usually take.
 
     `words`: what is said about it at `label_x`, which is behind its bar; `is_left`: before it;
-    `is_inside`: in it.
+    `is_inside`: in it. Without `has_room` they are only read aloud, and shown on phones.
     """
 
     task: str
@@ -63,6 +65,7 @@ class PathRow:
     label_x: float
     is_left: bool
     is_inside: bool
+    has_room: bool
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def _row(
     is_inside = is_running and bool(bars) and bars[0].width > WIDE
     is_left = not is_inside and bool(bars) and bars[0].x > 50
     last = bars[-1] if bars else None
-    beside = LABELS if last is None else bars[0].x if is_left else last.x + last.width
+    behind = LABELS if last is None else last.x + last.width
+    beside = min(bars[0].x, _x(axis, now)) if is_left else behind
     return PathRow(
         task=step.task,
         name=step.task if len(step.task) <= LONGEST_NAME else f"{step.task[: LONGEST_NAME - 1]}…",
@@ -148,6 +152,7 @@ def _row(
         label_x=bars[0].x if is_inside else beside,
         is_left=is_left,
         is_inside=is_inside,
+        has_room=is_inside or is_left or behind < 100 - WIDE,
     )
 
 
@@ -161,7 +166,7 @@ def _words(
     if step.is_over:
         return "circle-check", "succeeded", clock(step.ends_at, zone) if step.ends_at else ""
     if is_running and step.begins_at is not None:
-        done = f", {percent(step.done / step.total)} done" if step.done and step.total else ""
+        done = f", {100 * step.done // step.total} % done" if step.done and step.total else ""
         return "loader-circle", "running", f"since {clock(step.begins_at, zone)}{done}, {end}"
     takes = f"takes about {duration(step.usual)}" if step.usual is not None else ""
     is_first = found.path[0] is step
