@@ -64,7 +64,7 @@ def forecast(asked: ShowForecast, as_json: AsJson = False) -> None:
 
 
 def _promises(answer: Forecasts) -> Iterator[dict[str, Any]]:
-    from batch_system.batch.incidents.forecast_words import WORDS
+    from batch_system.batch.incidents.forecast_telling import WORDS
 
     for each in answer.slots:
         if each.state in ("late", "at_risk"):
@@ -79,7 +79,7 @@ def _promises(answer: Forecasts) -> Iterator[dict[str, Any]]:
 
 
 def _lines_of(answer: Forecasts) -> Iterator[str]:
-    from batch_system.batch.incidents.forecast_words import WORDS
+    from batch_system.batch.incidents.forecast_telling import WORDS
 
     for each in answer.slots:
         yield f"{WORDS[each.state]}: {each.text}{f'. {each.why}' if each.why else ''}"

@@ -22,7 +22,7 @@ from batch_system.batch.chunks import quarantine
 from batch_system.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from batch_system.batch.chunks.keyset_pages import Pages
 from batch_system.batch.firing import firing, task_sync
-from batch_system.batch.incidents import durations, forecast_facts, noticing, telling
+from batch_system.batch.incidents import durations, noticing, promises, telling
 from batch_system.batch.incidents.checks import Checks
 from batch_system.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
 from batch_system.batch.ledger import (
@@ -602,10 +602,10 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
 async def _ask_for_a_forecast(connection: AsyncConnection, seen: dict[str, WatchedTask]) -> None:
     """Of slots that have runs, and with no free place."""
     now = clock.now()
-    asked = await forecast_facts.read(connection, seen.values(), now - timedelta(hours=1), now)
+    asked = await promises.read(connection, seen.values(), now - timedelta(hours=1), now)
     assert asked.promises
-    await forecast_facts._awaited(connection, [new_id()])
-    await forecast_facts._with_rooms(connection, asked.facts, {"default"})
+    await promises._awaited(connection, [new_id()])
+    await promises._with_rooms(connection, asked.facts, {"default"})
 
 
 async def _send_what_people_send(plans: Plans, ledger: Database) -> None:

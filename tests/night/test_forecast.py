@@ -4,7 +4,8 @@ comes true.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,7 +25,7 @@ from batch_system.batch.incidents.forecast import (
     Slot,
     forecasts,
 )
-from batch_system.batch.incidents.forecast_words import Words
+from batch_system.batch.incidents.forecast_telling import Words
 from batch_system.batch.ledger import tables
 from batch_system.batch.ledger.states import RunState
 from batch_system.database.engine import Database
@@ -34,6 +35,7 @@ from batch_system.operations.operations import Operations
 from batch_system.server.digest import text_of
 from batch_system.verbs.night import ShowForecast, ShowNight
 from tests.batch.ledger_world import fire, know, make_task
+from tests.commands import Batch, in_this_process
 from tests.incidents.test_conditions import checked, opened
 from tests.incidents.watching import Watching
 from tests.night.generated_nights import scored
@@ -288,6 +290,29 @@ async def test_the_ledger_says_what_decides_and_everybody_reads_it(
     assert night.forecast is not None and night.forecast.late == 1
     assert (night.level, night.headline) == ("watch", "Nothing failed. 2 promises are in danger.")
     assert "- report promised 03:40: about 04:15, 35 min late" in text_of(night)
+
+
+@pytest.fixture
+def batch(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Batch]:
+    yield from in_this_process(capsys, monkeypatch)
+
+
+async def test_the_commands_say_it_in_lines_and_by_the_exit_code(
+    ledger: Database, ledger_url: str, watch: Watching, batch: Batch
+) -> None:
+    done = await asyncio.to_thread(batch, "forecast", LEDGER_URL=ledger_url)
+    assert done.code == 0 and "none has a deadline" in done.out + done.err
+    await chain(ledger, watch)
+    await running(ledger, "export", count=10, total=100, rate=90 / 3_600)
+    watch.later(60)
+    done = await asyncio.to_thread(batch, "forecast", "--zone", "Asia/Tokyo")
+    first, second, *_ = done.out.splitlines()
+    assert (done.code, first) == (1, "1 of 12 promises is late.")
+    assert second.startswith("late: report promised 12:40: about 13:06, 26 min late. export takes")
+    found = (await asyncio.to_thread(batch, "forecast", "--json")).json
+    assert (found["late"], found["at_risk"], found["on_time"]) == (1, 0, 11)
+    night = await asyncio.to_thread(batch, "night")
+    assert "Will it be there in time?" in night.out and "export takes" in night.out
 
 
 async def test_a_kept_promise_and_tasks_without_one(

@@ -7,9 +7,9 @@ from datetime import datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.incidents import forecast_facts
+from batch_system.batch.incidents import promises
 from batch_system.batch.incidents.forecast import Forecast, forecasts
-from batch_system.batch.incidents.forecast_words import Words
+from batch_system.batch.incidents.forecast_telling import Words
 from batch_system.batch.incidents.watched import UTC_ZONE, WatchedTask
 from batch_system.batch.ledger.incidents.incidents import Opening
 from batch_system.batch.ledger.states import IncidentKind
@@ -27,7 +27,7 @@ async def at_risk(
     meant = [task for task in watched.values() if task.warns_at_risk]
     if not meant:
         return [], None
-    asked = await forecast_facts.read(connection, meant, now, now)
+    asked = await promises.read(connection, meant, now, now)
     found = await offload(forecasts, asked.facts, asked.promises)
     by_task: dict[str, list[Forecast]] = {}
     for each in found:

@@ -11,9 +11,9 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.incidents import forecast_facts
+from batch_system.batch.incidents import promises
 from batch_system.batch.incidents.forecast import Forecast, Step, forecasts
-from batch_system.batch.incidents.forecast_words import WORDS, Words, summary
+from batch_system.batch.incidents.forecast_telling import WORDS, Words, summary
 from batch_system.batch.incidents.watched import WatchedTask
 from batch_system.concurrency.offload import offload
 from batch_system.operations.asking.context import Context
@@ -32,9 +32,7 @@ async def read(
     """The forecast for deadlines since then. `hidden`: tasks of which only states and times are
     shown.
     """
-    asked = await forecast_facts.read(
-        connection, watched.values(), since, now, context.settings.pools
-    )
+    asked = await promises.read(connection, watched.values(), since, now, context.settings.pools)
     found = await offload(forecasts, asked.facts, asked.promises)
     numbers: Counter[str] = Counter(each.state for each in found)
     worst_first = list(WORDS)
@@ -48,7 +46,7 @@ async def read(
     words = Words(now, zone)
     return Forecasts(
         as_of=now,
-        until=now + forecast_facts.AHEAD,
+        until=now + promises.AHEAD,
         zone=str(zone),
         sentence=summary({state: numbers[state] for state in WORDS}),
         **{state: numbers[state] for state in WORDS},
