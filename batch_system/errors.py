@@ -15,6 +15,7 @@
     ├── UnknownRun              no run has this id, or several ids begin with it or end in it
     ├── NoLedger                there is no ledger yet, because no service has ever run
     ├── UnknownIncident         no incident has this id, or several open ones end in it
+    ├── UnknownMaintenance      no maintenance window has this id
     ├── UnknownToken            no valid token has this name or id
     ├── UnknownPreview          no preview has this id, or it has expired
     ├── Forbidden               the role of the caller does not allow this
@@ -164,6 +165,10 @@ class NoLedger(BatchError):
 
 
 class UnknownIncident(BatchError):
+    kind = "not_found"
+
+
+class UnknownMaintenance(BatchError):
     kind = "not_found"
 
 

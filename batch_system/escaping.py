@@ -39,6 +39,13 @@ def lines(text: str, indent: str = "") -> str:
     return f"\n{indent}".join(map(line, text.expandtabs().split("\n")))
 
 
+def cell(text: str) -> str:
+    """A text as a cell of a CSV file. One that a spreadsheet would take for a formula begins with
+    an apostrophe.
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def to_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
     """JSON on one line. Invisible characters are JSON escapes, and all others are readable."""
     encoded = json.dumps(value, ensure_ascii=False, default=default)

@@ -141,36 +141,66 @@ SUBJECTS = {
 
 @dataclass(frozen=True)
 class EventWord:
-    """How an event of the audit is shown among the changes. `said` follows the name of its task."""
+    """How an event of the audit is shown among the changes.
+
+    `said` follows the name of its task. `did` follows the name of the person; it has places for the
+    task, for a count, and for the target of the event.
+    """
 
     icon: str
     said: str
+    did: str
 
 
 EVENTS = {
-    "task.pause": EventWord("circle-pause", "paused"),
-    "task.resume": EventWord("play", "resumed"),
-    "task.change": EventWord("settings-2", "declared otherwise"),
-    "task.mute": EventWord("bell-off", "muted"),
-    "task.unmute": EventWord("bell", "no longer muted"),
-    "task.backfill": EventWord("calendar-plus", "backfilled"),
-    "incident.acknowledge": EventWord("check", "acknowledged"),
-    "incident.reopen": EventWord("rotate-cw", "taken up again"),
-    "slots.leave": EventWord("check", "left as they are"),
-    "slots.reopen": EventWord("rotate-cw", "taken up again"),
-    "run.start": EventWord("hand", "run by hand"),
-    "run.cancel": EventWord("ban", "cancelled"),
-    "run.retry": EventWord("rotate-cw", "retried"),
-    "run.retry_from_the_beginning": EventWord("rotate-cw", "retried from the beginning"),
-    "run.redrive": EventWord("repeat", "items re-driven"),
-    "run.acknowledge": EventWord("check", "acknowledged"),
-    "bulk.retry": EventWord("rotate-cw", "runs retried"),
-    "bulk.cancel": EventWord("ban", "runs cancelled"),
-    "bulk.acknowledge": EventWord("check", "runs acknowledged"),
-    "bulk.backfill": EventWord("calendar-plus", "slots backfilled"),
-    "backup.download": EventWord("download", "A backup was downloaded"),
-    "backup.restore": EventWord("history", "A backup was restored"),
-    "database.migrate": EventWord("database", "The database was migrated"),
+    "task.pause": EventWord("circle-pause", "paused", "paused {task}"),
+    "task.resume": EventWord("play", "resumed", "resumed {task}"),
+    "task.change": EventWord("settings-2", "declared otherwise", ""),
+    "task.mute": EventWord("bell-off", "muted", "muted {task}"),
+    "task.unmute": EventWord("bell", "no longer muted", "unmuted {task}"),
+    "maintenance.pause": EventWord("circle-pause", "paused together", "paused {target}"),
+    "maintenance.mute": EventWord("bell-off", "muted together", "muted {target}"),
+    "maintenance.end": EventWord("play", "free again", "ended the maintenance of {target}"),
+    "task.backfill": EventWord("calendar-plus", "backfilled", "backfilled {task}"),
+    "incident.acknowledge": EventWord(
+        "check", "acknowledged", "acknowledged an incident of {task}"
+    ),
+    "incident.reopen": EventWord("rotate-cw", "taken up again", "took up an incident of {task}"),
+    "slots.leave": EventWord(
+        "check", "left as they are", "left {count} missed slots of {task} as they are"
+    ),
+    "slots.reopen": EventWord(
+        "rotate-cw", "taken up again", "took up {count} missed slots of {task} again"
+    ),
+    "run.start": EventWord("hand", "run by hand", "ran {task} by hand"),
+    "run.cancel": EventWord("ban", "cancelled", "cancelled a run of {task}"),
+    "run.retry": EventWord("rotate-cw", "retried", "retried a run of {task}"),
+    "run.retry_from_the_beginning": EventWord(
+        "rotate-cw", "retried from the beginning", "retried a run of {task} from the beginning"
+    ),
+    "run.redrive": EventWord("repeat", "items re-driven", "re-drove items of {task}"),
+    "run.acknowledge": EventWord("check", "acknowledged", "acknowledged a failed run of {task}"),
+    "bulk.retry": EventWord("rotate-cw", "runs retried", "retried {count} runs of {task}"),
+    "bulk.cancel": EventWord("ban", "runs cancelled", "cancelled {count} runs of {task}"),
+    "bulk.acknowledge": EventWord(
+        "check", "runs acknowledged", "acknowledged {count} failed runs of {task}"
+    ),
+    "bulk.backfill": EventWord(
+        "calendar-plus", "slots backfilled", "backfilled {count} slots of {task}"
+    ),
+    "backup.download": EventWord(
+        "download", "A backup was downloaded", "downloaded the backup {target}"
+    ),
+    "backup.restore": EventWord("history", "A backup was restored", "restored the backup {target}"),
+    "database.migrate": EventWord("database", "The database was migrated", ""),
+    "backup.verify": EventWord("shield-check", "verified", "verified the backup {target}"),
+    "backup.pin": EventWord("pin", "pinned", "pinned the backup {target}"),
+    "backup.unpin": EventWord("pin", "no longer pinned", "unpinned the backup {target}"),
+    "token.create": EventWord("key-round", "made", "made the token {target}"),
+    "token.revoke": EventWord("ban", "revoked", "revoked the token {target}"),
+    "session.begin": EventWord("key-round", "signed in", "signed in"),
+    "session.refuse": EventWord("ban", "refused", "was refused at the sign-in"),
+    "alerts.test": EventWord("bell", "tried", "sent a test message to {target}"),
 }
 
 

@@ -30,6 +30,7 @@ from batch_system.cli import (
     items,
     lint,
     logs,
+    maintenance,
     manage,
     new,
     night,
@@ -58,6 +59,7 @@ ABOUT = {
     "backup": "Make, verify, compare, copy and restore backups.",
     "token": "Make, list and revoke tokens, by which programs and people use the HTTP API.",
     "alerts": "List the messages about incidents, and try out the channels.",
+    "maintenance": "List and end the pauses and mutes of many tasks, also planned ones.",
 }
 """What the groups of commands are for."""
 BACKUPS: dict[str, dict[str, Any]] = {
@@ -95,6 +97,12 @@ ALERTS: dict[str, dict[str, Any]] = {
         "test": incidents.send_test,
     },
 }
+MAINTENANCE: dict[str, dict[str, Any]] = {
+    "Maintenance": {
+        "list": maintenance.list_,
+        "end": maintenance.end,
+    },
+}
 PANELS: dict[str, dict[str, Any]] = {
     "Service": {
         "serve": serve.serve,
@@ -103,6 +111,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "night": night.night,
         "forecast": night.forecast,
         "status": status.status,
+        "doctor": status.doctor,
         "nodes": status.nodes,
         "pools": status.pools,
         "config": settings.config,
@@ -113,8 +122,9 @@ PANELS: dict[str, dict[str, Any]] = {
         "tasks": tasks.tasks,
         "next": tasks.next_,
         "lint": lint.lint,
-        "pause": manage.pause,
-        "resume": manage.resume,
+        "pause": maintenance.pause,
+        "resume": maintenance.resume,
+        "maintenance": MAINTENANCE,
     },
     "Runs": {
         "run": run.run,
@@ -134,8 +144,8 @@ PANELS: dict[str, dict[str, Any]] = {
     "Incidents": {
         "incidents": incidents.incidents,
         "ack": incidents.ack,
-        "mute": incidents.mute,
-        "unmute": incidents.unmute,
+        "mute": maintenance.mute,
+        "unmute": maintenance.unmute,
         "alerts": ALERTS,
     },
     "Backups": {"backup": BACKUPS},
@@ -144,8 +154,8 @@ PANELS: dict[str, dict[str, Any]] = {
         "changes": access.changes,
     },
 }
-"""The functions of the commands, under the headings that `--help` shows. `backup`, `token` and
-`alerts` are groups.
+"""The functions of the commands, under the headings that `--help` shows. `backup`, `token`,
+`alerts` and `maintenance` are groups.
 """
 
 
@@ -207,6 +217,11 @@ class AlertGroup(Group):
     prefix = "alerts "
 
 
+class MaintenanceGroup(Group):
+    panels = MAINTENANCE
+    prefix = "maintenance "
+
+
 def _paragraphs(name: str, command: Callable[..., None] | dict[str, Any]) -> list[str]:
     """The paragraphs of a command's help. The first one is also shown in the list of commands."""
     text = ABOUT[name] if isinstance(command, dict) else inspect.cleandoc(command.__doc__ or "")
@@ -256,7 +271,20 @@ alerts = typer.Typer(
     help=ABOUT["alerts"],
     epilog="`batch alerts COMMAND --help` shows examples.",
 )
-GROUPS = {"backup": backups, "token": tokens, "alerts": alerts}
+maintenance_windows = typer.Typer(
+    cls=MaintenanceGroup,
+    rich_markup_mode=None,
+    name="maintenance",
+    help=ABOUT["maintenance"],
+    epilog="`batch pause` and `batch mute` begin and plan them. `batch maintenance COMMAND --help` "
+    "shows examples.",
+)
+GROUPS = {
+    "backup": backups,
+    "token": tokens,
+    "alerts": alerts,
+    "maintenance": maintenance_windows,
+}
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -97,11 +97,10 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
     def command(**given: Any) -> None:
         typed = {name: given.pop(name) for name in options}
-        values = {
-            name: options[name].read(value)
-            for name, value in typed.items()
-            if value not in (None, [], ())
-        }
+        values: dict[str, Any] = {}
+        for name, value in typed.items():
+            if value not in (None, [], ()):
+                values[name] = options[name].read(value, values)
         function(**{asked.parameter: _checked(asked, model, values)}, **given)
 
     parameters = [*(option.parameter() for option in options.values()), *own]
@@ -146,7 +145,7 @@ class _Option:
     def __init__(self, asked: Asked, model: Any, name: str) -> None:
         from pydantic import AwareDatetime
 
-        from batch_system.operations.asking.filter import Direction
+        from batch_system.operations.asking.filter import CountsFrom, Direction
         from batch_system.operations.asking.sentences import marks_of
         from batch_system.verbs.verb import description_of
 
@@ -164,6 +163,7 @@ class _Option:
         self._is_flag = type_ is bool
         self._is_instant = type_ is AwareDatetime
         self._direction = next((m.value for m in marks if isinstance(m, Direction)), "")
+        self._counts_from = next((m.field for m in marks if isinstance(m, CountsFrom)), "")
         self._choices = _choices(type_)
         bounds = {end: getattr(m, end) for m in marks for end in ("ge", "le") if hasattr(m, end)}
         self._bounds = (bounds["ge"], bounds["le"]) if type_ is int and len(bounds) == 2 else None
@@ -206,8 +206,10 @@ class _Option:
         first, stop, others = about.partition(".")
         return f"{first} ({'; '.join(more)}){stop}{others}"
 
-    def read(self, value: Any) -> Any:
-        """The value of the field for the text that the user has typed. Raises InvalidParameters."""
+    def read(self, value: Any, others: Mapping[str, Any]) -> Any:
+        """The value of the field for the text that the user has typed. `others`: the values of the
+        fields before it. Raises InvalidParameters.
+        """
         if not self._is_instant:
             return value
         name = self._ways[0]
@@ -218,7 +220,7 @@ class _Option:
         if self._direction == "back":
             return instant_or_age(value, name)
         if self._direction == "forward" and re.fullmatch(r"[0-9]+[a-z]", value):
-            return clock.now() + age(value, name)
+            return (others.get(self._counts_from) or clock.now()) + age(value, name)
         more = ", or for how long, such as 12h or 90d" if self._direction == "forward" else ""
         return instant(value, name, age=more)
 

@@ -33,6 +33,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch status": "Say whether something is wrong, and what.",
         "batch status --json": "Print the same as JSON for a monitor.",
     },
+    "doctor": {
+        "batch doctor": "Look at each part, and say what is wrong and what to do.",
+        "batch doctor --json": "Print the same as JSON for a program.",
+    },
     "pools": {
         "batch pools": "List the pools, and how many of their runs are running and waiting.",
         "batch pools --json": "Print the list as JSON for a program.",
@@ -65,11 +69,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "mute": {
         'batch mute load --for 2h --note "database '
         'upgrade"': "Send nothing about a task for two hours.",
-        "batch mute load --until "
-        "2026-12-01T06:00+01:00": "Send nothing about it until this instant.",
+        "batch mute --all --from 2026-12-05T22:00 --for 2h": "Send nothing at all on that evening.",
     },
     "unmute": {
         "batch unmute load": "Send messages about the task again.",
+        "batch unmute --all": "End the mute of all tasks.",
     },
     "alerts list": {
         "batch alerts list": "List the newest messages about incidents.",
@@ -106,8 +110,20 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch pause backup": "Make no more backups until the task is resumed.",
         'batch pause load --for 2h --note "database '
         'upgrade"': "Fire a task again by itself after two hours.",
+        "batch pause --tag warehouse": "Stop firing all tasks that have this tag.",
+        "batch pause --all --from 2026-12-05T22:00 --for 2h": "Plan a maintenance window.",
     },
-    "resume": {"batch resume backup": "Make backups again from now on."},
+    "resume": {
+        "batch resume backup": "Make backups again from now on.",
+        "batch resume --tag warehouse": "End the pause of the tasks that have this tag.",
+    },
+    "maintenance list": {
+        "batch maintenance list": "List what is paused, muted or planned by a selection.",
+        "batch maintenance list --json": "Print the list as JSON for a program.",
+    },
+    "maintenance end": {
+        "batch maintenance end 9f2c41d0": "End a window, or call off a planned one.",
+    },
     "run": {
         "batch run backup": "Run the task now, in this process.",
         "batch run daily_report --param day=2026-11-24": "Run the task with a parameter.",

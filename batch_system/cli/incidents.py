@@ -1,4 +1,4 @@
-"""`batch incidents`, `batch ack`, `batch mute`, `batch unmute` and `batch alerts …`."""
+"""`batch incidents`, `batch ack` and `batch alerts …`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from batch_system.cli.filters import FILTER, refuse_slow
 from batch_system.cli.opening import ask, pages
 from batch_system.cli.options import AsJson, Limit, age
 from batch_system.errors import InvalidParameters
-from batch_system.words import short, utc
+from batch_system.words import short
 
 if TYPE_CHECKING:
     from batch_system.operations.asking.filter import RunFilter
     from batch_system.operations.incidents.results import Acknowledged, Incident, Message
     from batch_system.verbs.following import Operations
     from batch_system.verbs.incidents import ListIncidents, ListMessages, SendTestMessage
-    from batch_system.verbs.tasks import MuteTask, UnmuteTask
 
 COLUMNS = [
     "opened_at",
@@ -186,39 +185,6 @@ def _acknowledge_run(run: str, note: str, as_json: bool) -> None:
         console.show_json(done)
     else:
         console.say(f"the failed run {done.id} of {done.task} is acknowledged")
-
-
-@asks(
-    "asked", "batch_system.verbs.tasks:MuteTask", names={"name": "NAME", "until": "--until/--for"}
-)
-def mute(asked: MuteTask, as_json: AsJson = False) -> None:
-    """Send nothing about a task for a while, such as during maintenance.
-
-    The task goes on, and incidents are opened as ever. What is still open at the end is sent then.
-    """
-    from batch_system import console
-
-    muted = ask(lambda operations: operations(asked), needs_tasks=False)
-    if as_json:
-        console.show_json(muted)
-    else:
-        console.say(f"nothing is sent about {muted.task} until {utc(muted.until)}")
-
-
-@asks("asked", "batch_system.verbs.tasks:UnmuteTask", names={"name": "NAME"})
-def unmute(asked: UnmuteTask, as_json: AsJson = False) -> None:
-    """Send messages about a task again."""
-    from batch_system import console
-
-    unmuted = ask(lambda operations: operations(asked), needs_tasks=False)
-    if as_json:
-        console.show_json({"task": asked.name, "was_muted": unmuted.was_muted})
-    else:
-        console.say(
-            f"messages about {asked.name} are sent again"
-            if unmuted.was_muted
-            else f"{asked.name} is not muted"
-        )
 
 
 @asks("asked", "batch_system.verbs.incidents:ListMessages", without=("limit", "after"))

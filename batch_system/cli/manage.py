@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batch_system.cli.asked import asks
 from batch_system.cli.hints import hint_if_unserved, warn
 from batch_system.cli.opening import ask
-from batch_system.cli.options import AsJson, Note, OptionalTaskName, TaskName, instant
+from batch_system.cli.options import AsJson, TaskName, instant
 from batch_system.words import utc
 
 if TYPE_CHECKING:
@@ -21,76 +20,6 @@ if TYPE_CHECKING:
         BackfillSlot,
     )
     from batch_system.verbs.following import Operations
-    from batch_system.verbs.tasks import PauseTask
-
-
-@asks(
-    "asked", "batch_system.verbs.tasks:PauseTask", names={"name": "NAME", "until": "--until/--for"}
-)
-def pause(asked: PauseTask, as_json: AsJson = False) -> None:
-    """Stop firing a task, until `batch resume`, or for a while: then a running service resumes it.
-
-    Active runs of the task stop at their next checkpoint, and continue after the pause. Slots
-    during the pause are recorded as missed, and never caught up. If the task is paused already,
-    --for and --until change the end.
-    """
-    from batch_system import console
-
-    name = asked.name
-    paused = ask(lambda operations: operations(asked))
-    ends = f", until {utc(paused.until)}" if paused.until is not None else ""
-    if as_json:
-        console.show_json(paused)
-    elif paused.is_new:
-        console.say(f"{name} is paused by {paused.by}{ends}")
-    else:
-        console.say(f"{name} was paused already, at {utc(paused.at)} by {paused.by}{ends}")
-
-
-def resume(
-    name: OptionalTaskName = None,
-    ahead: Annotated[
-        bool,
-        typer.Option(
-            "--ahead", help="Instead of NAME: all tasks that don't fire because a clock was ahead."
-        ),
-    ] = False,
-    note: Note = None,
-    as_json: AsJson = False,
-) -> None:
-    """Fire a task again, from now on: one that is paused, or that does not fire because a clock was
-    ahead.
-
-    The runs that the pause has stopped continue. A clock that was ahead has fired slots before
-    their time; those that have a run get no other one.
-    """
-    from batch_system import console
-    from batch_system.verbs.tasks import ResumeTask, ResumeTasksAhead
-
-    if (name is None) != ahead:
-        raise typer.BadParameter("give the name of a task, or --ahead")
-    if name is None:
-        resumed = ask(lambda operations: operations(ResumeTasksAhead(note=note))).tasks
-        if as_json:
-            console.show_json(resumed)
-            return
-        for task, until in sorted(resumed.items()):
-            console.say(f"{task} fires again; a clock was ahead, up to {utc(until)}")
-        if not resumed:
-            console.say("no clock was ahead: each task fires")
-        return
-    found = ask(lambda operations: operations(ResumeTask(name=name, note=note)))
-    if as_json:
-        console.show_json(found)
-        return
-    if found.ended is not None:
-        console.say(
-            f"{name} fires again; it was paused at {utc(found.ended.at)} by {found.ended.by}"
-        )
-    if found.ahead_until is not None:
-        console.say(f"{name} fires again; a clock was ahead, up to {utc(found.ahead_until)}")
-    if found.ended is None and found.ahead_until is None:
-        console.say(f"{name} is not paused")
 
 
 def backfill(

@@ -87,6 +87,7 @@ def _lines_of(answer: Forecasts) -> Iterator[str]:
 
 def _show(answer: Night) -> None:
     from batch_system import console
+    from batch_system.cli.maintenance import in_words
     from batch_system.escaping import line
 
     console.write(
@@ -102,6 +103,8 @@ def _show(answer: Night) -> None:
         }
         shown = ", ".join(f"{number:,} {name}" for name, number in states.items() if number)
         console.write(f"Beside them {runs.runs:,} by hand or by code: {shown}.")
+    for window in answer.maintenance:
+        console.write(line(in_words(window)))
     if answer.accounted_from is not None:
         console.write(
             f"Accounted from {answer.accounted_from:%Y-%m-%d %H:%M} UTC: earlier slots are still "

@@ -1,4 +1,4 @@
-"""`batch status`, `batch nodes` and `batch pools`."""
+"""`batch status`, `batch doctor`, `batch nodes` and `batch pools`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,29 @@ def status(as_json: AsJson = False) -> None:
         console.show_json(found)
     else:
         _show(found)
+    raise SystemExit(0 if found.ok else FAILED)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Look at each part that the service needs, and say what is wrong and what to do.
+
+    `batch status` and `batch night` say what became of the runs; this looks at the databases, the
+    disks, the processes, the backups and the channels. The exit code is 1 if something is bad.
+    """
+    from batch_system import console
+    from batch_system.escaping import line
+    from batch_system.verbs.system import Diagnose
+
+    found = ask(lambda operations: operations(Diagnose()), needs_tasks=False)
+    if as_json:
+        console.show_json(found)
+    else:
+        colours = {"good": "success", "warning": "warning", "bad": "error"}
+        for check in found.checks:
+            word = console.paint(f"{check.health:<7}", colours[check.health])
+            console.write(f"{word}  {line(check.part)}: {line(check.text)}")
+            if check.do is not None:
+                console.write(f"         {line(check.do)}")
     raise SystemExit(0 if found.ok else FAILED)
 
 

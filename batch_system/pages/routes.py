@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from batch_system.concurrency.offload import offload
 from batch_system.pages import backups, search, sign_in, system
+from batch_system.pages.changes import changes
 from batch_system.pages.frame.answers import PageRoute, action, asked, download, page
 from batch_system.pages.frame.assets import assets
 from batch_system.pages.frame.preferences import set_preferences
@@ -17,7 +18,7 @@ from batch_system.pages.live import live
 from batch_system.pages.night import left_slots, outage_backfills, unaccounted
 from batch_system.pages.night.night import BLOCKS, show_night
 from batch_system.pages.runs import bulks, run_actions, run_parts, runs
-from batch_system.pages.tasks import backfills, task, tasks
+from batch_system.pages.tasks import backfills, maintenance, task, tasks
 from batch_system.web.problems import Refused
 
 FOR_EVER = "public, max-age=31536000, immutable"
@@ -50,6 +51,10 @@ routes = [
     *asked("/tasks/{task}/resume", tasks.ask_to_resume, tasks.resume),
     *asked("/tasks/{task}/mute", tasks.ask_to_mute, tasks.mute),
     action("/tasks/{task}/unmute", tasks.unmute),
+    page("/maintenance", maintenance.show_maintenance),
+    *asked("/maintenance/pause", maintenance.ask_to_pause, maintenance.pause),
+    *asked("/maintenance/mute", maintenance.ask_to_mute, maintenance.mute),
+    *asked("/maintenance/{window}/end", maintenance.ask_to_end, maintenance.end),
     page("/runs", runs.show_runs),
     *asked("/runs/bulk/retry", partial(bulks.ask, "retry"), bulks.begin),
     *asked("/runs/bulk/cancel", partial(bulks.ask, "cancel"), bulks.begin),
@@ -79,7 +84,8 @@ routes = [
     action("/backups/{name}/unpin", backups.unpin, "admin"),
     download("/backups/{name}/download", backups.download, "admin"),
     page("/nodes", system.show_nodes, blocks=("pools", "all_nodes")),
-    page("/changes", system.show_changes),
+    page("/changes", changes.show_changes),
+    download("/changes/file", changes.download),
     live,
     page("/you", sign_in.show_you),
     action("/you/tokens", sign_in.make_token, "admin", sign_in.show_you),

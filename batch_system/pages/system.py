@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any
-from urllib.parse import urlencode
-
 from starlette.requests import Request
 
-from batch_system.errors import InvalidParameters
 from batch_system.operations.asking.results import Node
 from batch_system.operations.system import nodes as processes
 from batch_system.operations.system.nodes import troubles_of
@@ -16,7 +11,6 @@ from batch_system.operations.system.results import PoolState
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
 from batch_system.pages.frame.viewer import Viewer
-from batch_system.verbs.access import ListChanges
 from batch_system.verbs.system import ListNodes, ListPools
 
 PAGE = 100
@@ -87,25 +81,3 @@ def _served_by(pool: PoolState) -> str:
         )
         return f"{children} on each node"
     return "its nodes: batch work"
-
-
-async def show_changes(request: Request, viewer: Viewer) -> str:
-    """The audit: who did what, the newest first."""
-    given = {
-        name: value for name in FILTERS if (value := request.query_params.get(name, "").strip())
-    }
-    if any(len(value) > LONGEST_FILTER for value in given.values()):
-        raise InvalidParameters(f"a filter has {LONGEST_FILTER} characters at most")
-    after = request.query_params.get("after")
-    conditions: dict[str, Any] = dict(given)
-    found = await viewer.operations(
-        ListChanges(limit=PAGE, after=after, since=viewer.now - timedelta(days=3_650), **conditions)
-    )
-    return await render(
-        "changes.html",
-        **await shell_of(viewer, "changes", "Changes"),
-        changes=found.changes,
-        given=given,
-        following=urlencode({**given, "after": found.after}) if found.after else None,
-        is_first=after is None,
-    )

@@ -1,4 +1,4 @@
-"""The system as a whole: its processes and its pools."""
+"""The system as a whole: its processes, its pools, and what is wrong with its parts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from batch_system.operations.doctor.results import Diagnosis
 from batch_system.operations.system.results import NodeList, PoolList
 from batch_system.verbs.verb import Verb, get
 
@@ -35,3 +36,14 @@ class ListPools(Verb, role="viewer", http=get("/pools", tag="service")):
         from batch_system.operations.system import pools
 
         return PoolList(pools=await pools.list_pools(context))
+
+
+class Diagnose(Verb, role="operator", http=get("/doctor", tag="service")):
+    """Look at each part that the service needs, and say what is wrong and what to do: databases,
+    migrations, disks, processes, files of tasks, backups, channels, and the dead man's switch.
+    """
+
+    async def perform(self, context: Context) -> Diagnosis:
+        from batch_system.operations.doctor import doctor
+
+        return await doctor.diagnose(context)

@@ -19,7 +19,7 @@ from batch_system.batch.account import account as account_module
 from batch_system.batch.account.account import Account, AccountedSlot, accounts
 from batch_system.batch.account.slots import Kind
 from batch_system.batch.cron.cron import Schedule
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.ledger import tables
 from batch_system.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
 from batch_system.batch.queue.capacity import Capacity
@@ -101,12 +101,12 @@ async def fire_each_minute(ledger: Database, loaded: Loaded, until: datetime) ->
 
 async def pause(ledger: Database, loaded: Loaded, name: str = "tick") -> None:
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, name, "ann", loaded)
+        await pauses.pause(connection, name, "ann", loaded)
 
 
 async def resume(ledger: Database, loaded: Loaded, name: str = "tick") -> None:
     async with ledger.engine.begin() as connection:
-        await task_sync.resume(connection, name)
+        await pauses.resume(connection, name)
 
 
 async def set_schedule(

@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses
 from batch_system.batch.firing.dispatcher import BETWEEN_SECONDS, FEW, LONGEST_SECONDS, Dispatcher
 from batch_system.batch.ledger import database_time, schedules, tables
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
@@ -145,7 +145,7 @@ async def test_a_pause_waits_for_the_commit_and_then_counts_from_after_the_slot(
 
         async def pause() -> None:
             async with ledger.engine.begin() as connection:
-                await task_sync.pause(connection, "a", "ada", tasks, NODE)
+                await pauses.pause(connection, "a", "ada", tasks, NODE)
 
         pausing = asyncio.create_task(pause())
         await asyncio.wait([pausing], timeout=0.2)
@@ -160,7 +160,7 @@ async def test_a_pause_waits_for_the_commit_and_then_counts_from_after_the_slot(
 async def test_what_was_paused_before_makes_no_run(ledger: Database) -> None:
     tasks = await known(ledger, make_task("a"), make_task("b"))
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "a", "ada", tasks, NODE)
+        await pauses.pause(connection, "a", "ada", tasks, NODE)
     async with open_early(ledger, tasks) as (dispatcher, turn):
         dispatcher.come()
         await turn
@@ -353,7 +353,7 @@ async def test_a_pause_that_the_lock_did_not_see_counts(
         return [replace(row, paused_by=None) for row in await lock(connection, names, wait)]
 
     async with postgres_ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "a", "ada", tasks, NODE)
+        await pauses.pause(connection, "a", "ada", tasks, NODE)
     monkeypatch.setattr(schedules, "lock", lock_before)
     async with open_early(postgres_ledger, tasks) as (dispatcher, turn):
         dispatcher.come()

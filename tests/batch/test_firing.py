@@ -13,10 +13,11 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import TaskRegistry, clock
-from batch_system.batch.firing import firing, misfires, task_sync
+from batch_system.batch.firing import firing, misfires, pauses, task_sync
 from batch_system.batch.firing.firing import SlotPlans
 from batch_system.batch.ledger import schedules as slots
 from batch_system.batch.ledger import tables, transitions
+from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.queue import claiming
 from batch_system.batch.queue.capacity import Capacity
@@ -163,7 +164,7 @@ async def test_the_slots_of_a_pause_are_one_missed_range_and_are_never_caught_up
     loaded = await know(ledger, make_task("tick", missed="all"))
     with clock.moved(minutes(0.6)):
         async with ledger.engine.begin() as connection:
-            await task_sync.pause(connection, "tick", "ann", loaded)
+            await pauses.pause(connection, "tick", "ann", loaded)
     await fire(ledger, loaded, minutes(5))
     await fire(ledger, loaded, minutes(9))
     (found,) = await rows(ledger, tables.missed)
@@ -174,7 +175,7 @@ async def test_the_slots_of_a_pause_are_one_missed_range_and_are_never_caught_up
     )
     with clock.moved(minutes(9.6)):
         async with ledger.engine.begin() as connection:
-            await task_sync.resume(connection, "tick")
+            await pauses.resume(connection, "tick")
     await fire(ledger, loaded, minutes(10.6))
     (found,) = await rows(ledger, tables.missed)
     assert found["count"] == 9
@@ -336,7 +337,7 @@ async def remove_gone(ledger: Database, live: set[str]) -> list[str]:
         return live
 
     async with ledger.engine.begin() as connection:
-        known = await task_sync.known(connection)
+        known = await task_rows.known(connection)
         return await task_sync.remove_gone(
             connection, [n for n, is_removed in known.items() if not is_removed], seen
         )

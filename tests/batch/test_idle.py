@@ -22,7 +22,7 @@ from batch_system.batch.account.account import tasks_of_running_nodes
 from batch_system.batch.context.lease import Lease
 from batch_system.batch.execution import engine as engine_module
 from batch_system.batch.execution.engine import LocalEngine
-from batch_system.batch.firing import schedule_sync, task_sync
+from batch_system.batch.firing import pauses, schedule_sync, task_sync
 from batch_system.batch.incidents.watch import Watch
 from batch_system.batch.ledger import nodes, tables
 from batch_system.batch.ledger.runs import Claimed
@@ -364,8 +364,8 @@ async def test_the_firing_state_changes_with_schedules_tasks_and_nodes(ledger: D
     assert not await differ_after(
         lambda c: c.execute(update(tables.schedules).values(fired_until=START))
     )
-    assert await differ_after(lambda c: task_sync.pause(c, "tick", "ann", {"tick": tick}))
-    assert await differ_after(lambda c: task_sync.resume(c, "tick"))
+    assert await differ_after(lambda c: pauses.pause(c, "tick", "ann", {"tick": tick}))
+    assert await differ_after(lambda c: pauses.resume(c, "tick"))
     assert await differ_after(
         lambda c: task_sync.set_schedules(c, {"tick": other.schedule}, {"tick": tick}, NODE)
     )
@@ -398,8 +398,8 @@ async def test_a_change_locks_the_version_of_the_catalog_last(
         return set()
 
     changes: list[Callable[[AsyncConnection], Awaitable[Any]]] = [
-        lambda c: task_sync.pause(c, "tick", "ann", loaded),
-        lambda c: task_sync.resume(c, "tick"),
+        lambda c: pauses.pause(c, "tick", "ann", loaded),
+        lambda c: pauses.resume(c, "tick"),
         lambda c: task_sync.set_schedules(c, {"tick": None}, loaded, NODE),
         lambda c: task_sync.set_schedules(c, {"tick": tick.schedule}, loaded, NODE),
         lambda c: task_sync.remove_gone(c, ["tick"], nobody),
@@ -533,7 +533,7 @@ async def test_a_pause_on_another_node_takes_effect_with_the_next_poll(
     job = services.all[0].scheduler.get_job("tick")
     assert job.next_run_time is not None
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "tick", "ann", {"tick": task})
+        await pauses.pause(connection, "tick", "ann", {"tick": task})
     await services.second()
     await until(lambda: asyncio.sleep(0, job.next_run_time is None))
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
 from batch_system.batch.cron.cron import schedule
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.ledger import schedules, tables
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.tables import new_id
@@ -53,8 +53,8 @@ async def nobody(_: AsyncConnection) -> set[str]:
 
 
 BESIDE: dict[str, Do] = {
-    "pause": lambda connection: task_sync.pause(connection, "tick", "ann"),
-    "resume": lambda connection: task_sync.resume(connection, "tick"),
+    "pause": lambda connection: pauses.pause(connection, "tick", "ann"),
+    "resume": lambda connection: pauses.resume(connection, "tick"),
     "remove": lambda connection: task_sync.remove_gone(connection, ["tick"], nobody),
     "restore": lambda connection: task_sync.set_schedules(connection, {"tick": HOURLY}, {}, NODE),
 }
@@ -135,7 +135,7 @@ async def test_each_transaction_on_tasks_locks_them_first_and_by_name(ledger: Da
     )
     await prune(ledger)
     await fire(ledger, loaded, clock.now() + timedelta(hours=2))
-    await write(ledger, lambda c: task_sync.pause(c, "tick", "ann", loaded, NODE))
+    await write(ledger, lambda c: pauses.pause(c, "tick", "ann", loaded, NODE))
     for do in (BESIDE["resume"], BESIDE["pause"], BESIDE["remove"]):
         await write(ledger, do)
     changed = dict.fromkeys(loaded, DAILY)

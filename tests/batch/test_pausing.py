@@ -14,7 +14,7 @@ import pytest
 
 from batch_system import clock, current_run
 from batch_system.batch.execution.engine import LocalEngine
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses
 from batch_system.batch.ledger.states import CLAIMABLE
 from batch_system.batch.nodes import ledger_poll
 from batch_system.batch.queue import claiming
@@ -28,12 +28,12 @@ Start = Callable[..., Awaitable[LocalEngine]]
 
 async def pause(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "tick", "ann")
+        await pauses.pause(connection, "tick", "ann")
 
 
 async def resume(ledger: Database) -> None:
     async with ledger.engine.begin() as connection:
-        await task_sync.resume(connection, "tick")
+        await pauses.resume(connection, "tick")
 
 
 @pytest.fixture

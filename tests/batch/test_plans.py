@@ -21,7 +21,7 @@ from batch_system import clock
 from batch_system.batch.chunks import quarantine
 from batch_system.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from batch_system.batch.chunks.keyset_pages import Pages
-from batch_system.batch.firing import firing, task_sync
+from batch_system.batch.firing import firing, pauses
 from batch_system.batch.incidents import durations, noticing, promises, telling
 from batch_system.batch.incidents.checks import Checks
 from batch_system.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
@@ -696,8 +696,8 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             await connection.execute(access.token("key", at))
             await connection.execute(access.session("id", at))
         with plans.of("pause"):
-            await task_sync.pause(connection, "many-4", "ann")
-            await task_sync.resume(connection, "many-4")
+            await pauses.pause(connection, "many-4", "ann")
+            await pauses.resume(connection, "many-4")
         with plans.of("schedules of a task"):
             await schedules.history(connection, "many-5")
 

@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from batch_system import clock
 from batch_system.batch.cron.cron import schedule
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.ledger import tables
 from batch_system.batch.ledger.people.access_tables import events
 from batch_system.batch.ledger.tables import new_id
@@ -38,6 +38,7 @@ class Sync:
     """
 
     def __init__(self, ledger: Database, loaded: dict[str, Task]) -> None:
+        self.ledger = ledger
         self.notified: list[str] = []
         self.schedules = schedule_sync_of(ledger, loaded, NODE, self._notify)
         self._reads = 0
@@ -127,9 +128,9 @@ async def test_a_pause_ends_by_itself_and_the_slot_at_its_end_is_fired(ledger: D
     end = (START + 3 * MINUTE).replace(second=0)
     for name in loaded:
         async with ledger.engine.begin() as connection:
-            await task_sync.pause(connection, name, "ann", loaded, NODE, end + MINUTE)
+            await pauses.pause(connection, name, "ann", loaded, NODE, end + MINUTE)
         async with ledger.engine.begin() as connection:  # the end of a pause can be changed
-            paused = await task_sync.pause(connection, name, "bob", loaded, NODE, end)
+            paused = await pauses.pause(connection, name, "bob", loaded, NODE, end)
         assert (paused.by, paused.until) == ("ann", end + MINUTE) if paused else False
     await refresh(sync.schedules)
     for n in (1, 2, 3):
@@ -161,7 +162,7 @@ async def test_of_a_pause_that_has_ended_while_no_service_ran_only_its_own_slots
     loaded = await know(ledger, make_task("tick", missed="all"))
     end = (START + 3 * MINUTE).replace(second=0)
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "tick", "ann", loaded, NODE, end)
+        await pauses.pause(connection, "tick", "ann", loaded, NODE, end)
     now = go_to_slot(5)
     sync = await at_start(ledger, loaded)
     await sync.reads_at(now)
@@ -176,10 +177,10 @@ async def test_a_pause_after_the_end_of_another_one_is_a_new_pause(ledger: Datab
     for person, number in (("ann", 1), ("bob", 3)):
         async with ledger.engine.begin() as connection:
             until = (START + number * MINUTE).replace(second=0)
-            assert await task_sync.pause(connection, "tick", person, until=until) is None
+            assert await pauses.pause(connection, "tick", person, until=until) is None
         go_to_slot(number + 1)
     async with ledger.engine.begin() as connection:
-        await task_sync.resume(connection, "tick")
+        await pauses.resume(connection, "tick")
     missed = [(each["reason"], each["count"]) for each in await rows(ledger, tables.missed)]
     assert sorted(missed) == [("not handled yet when it was paused by bob", 2)]
     await fire(ledger, loaded, clock.now())
@@ -195,7 +196,7 @@ async def test_a_schedule_that_changes_after_the_end_of_a_pause_loses_no_slot(
     loaded = await know(ledger, make_task("tick", missed="all"))
     end = (START + 3 * MINUTE).replace(second=0)
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "tick", "ann", loaded, NODE, end)
+        await pauses.pause(connection, "tick", "ann", loaded, NODE, end)
     go_to_slot(5)
     async with ledger.engine.begin() as connection:
         await task_sync.set_schedules(

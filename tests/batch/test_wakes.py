@@ -16,7 +16,7 @@ from sqlalchemy import make_url, text
 
 from batch_system import TaskRegistry, clock, config, current_run, start
 from batch_system.batch.context.lease import Lease
-from batch_system.batch.firing import schedule_sync, task_sync
+from batch_system.batch.firing import pauses, schedule_sync
 from batch_system.batch.ledger import tables, transitions, wakes
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.wakes import Wake
@@ -195,9 +195,9 @@ async def test_wakes_are_sent_for_pauses_and_for_cancels_of_running_runs_and_not
         (lambda c: cancel.request_cancel(c, waiting.id, "cancelled by ann", "ann"), []),
         (lambda c: transitions.claim(c, [run.id], NODE, clock.now()), []),
         (lambda c: cancel.request_cancel(c, run.id, "cancelled by ann", "ann"), [Wake(asks=True)]),
-        (lambda c: task_sync.pause(c, "tick", "ann", loaded), [Wake(asks=True)]),
-        (lambda c: task_sync.pause(c, "tick", "ann", loaded), []),
-        (lambda c: task_sync.resume(c, "tick"), [Wake(asks=True)]),
+        (lambda c: pauses.pause(c, "tick", "ann", loaded), [Wake(asks=True)]),
+        (lambda c: pauses.pause(c, "tick", "ann", loaded), []),
+        (lambda c: pauses.resume(c, "tick"), [Wake(asks=True)]),
     ]
     await heard.take()
     for change, told in changes:
@@ -311,7 +311,7 @@ async def test_a_cancel_and_a_pause_reach_a_run_in_another_process_without_a_pol
             await cancel.request_cancel(connection, one.id, "cancelled by ann", "ann")
         await until(lambda: ledger_world.rows(ledger, id=one.id, state="cancelled"))
         async with ledger.engine.begin() as connection:
-            await task_sync.pause(connection, "two", "ann", loaded)
+            await pauses.pause(connection, "two", "ann", loaded)
         await until(lambda: ledger_world.rows(ledger, id=two.id, state="interrupted"))
 
 
@@ -323,10 +323,10 @@ async def test_a_pause_takes_a_task_off_the_schedule_of_other_processes_without_
         job = service.scheduler.get_job("tick")
         assert job.next_run_time is not None
         async with ledger.engine.begin() as connection:
-            await task_sync.pause(connection, "tick", "ann", {"tick": task})
+            await pauses.pause(connection, "tick", "ann", {"tick": task})
         await until(lambda: asyncio.sleep(0, job.next_run_time is None))
         async with ledger.engine.begin() as connection:
-            await task_sync.resume(connection, "tick")
+            await pauses.resume(connection, "tick")
         await until(lambda: asyncio.sleep(0, job.next_run_time is not None))
 
 

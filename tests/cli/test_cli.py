@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import text
 
 from batch_system import TaskRegistry, clock
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.ledger import database_time, runs, tables
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.runs import NewRun
@@ -242,7 +242,7 @@ def test_a_paused_task_has_no_next_run_time(batch: Batch, report: None) -> None:
             await task_sync.set_schedules(
                 c, {"report": loaded["report"].schedule}, loaded, tables.new_id()
             )
-            await task_sync.pause(c, "report", "ann", loaded, tables.new_id())
+            await pauses.pause(c, "report", "ann", loaded, tables.new_id())
 
     asyncio.run(pause())
     (row,) = batch("tasks", "--json").json

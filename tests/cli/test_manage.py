@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import update
 
 from batch_system import TaskRegistry, clock
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses
 from batch_system.batch.ledger import schedules, tables
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.states import Origin
@@ -249,6 +249,42 @@ async def test_a_pause_has_an_end_if_one_is_given(
     assert await rows(ledger, tables.tasks, name="tick", paused_until=None)
 
 
+async def test_many_tasks_are_paused_and_muted_by_one_command_and_ended_by_another(
+    ledger: Database, batch: Batch, started: None
+) -> None:
+    refuses(await call(batch, ledger, "pause"), "give the name of a task, or --tag")
+    refuses(await call(batch, ledger, "mute", "tick", "--all", "--for", "2h"), "give the name")
+    refuses(await call(batch, ledger, "pause", "--tag", "nope"), "no task has the tag nope")
+    planned = ("--from", "2099-12-05T22:00", "--for", "2h", "--note", "move of the database")
+    done = await call(batch, ledger, "pause", "--all", *planned)
+    assert done.out == (
+        "planned: 4 tasks are paused by ann from 2099-12-05 22:00:00Z until 2099-12-06 00:00:00Z: "
+        "move of the database\n"
+    )
+    done = await call(batch, ledger, "pause", "--pool", "default")
+    assert done.out == "4 tasks (pool default) are paused by ann until it is ended\n"
+    assert "muted by ann until" in (await call(batch, ledger, "mute", "--all", "--for", "2h")).out
+    assert len(await rows(ledger, tables.tasks, paused_at=None)) == 0
+    lines = (await call(batch, ledger, "maintenance", "list")).out.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["now", "pause", "pool"],
+        ["now", "mute", "all"],
+        ["planned", "pause", "all"],
+    ]
+    assert "4 tasks (pool default) are paused" in (await call(batch, ledger, "night")).out
+    assert (
+        "ann paused the tasks of the pool default" in (await call(batch, ledger, "why", "tick")).out
+    )
+    ended = (await call(batch, ledger, "resume", "--pool", "default")).out
+    assert ended == "the pause of pool default by ann has ended\n"
+    nothing = (await call(batch, ledger, "resume", "--pool", "default")).out
+    assert nothing == "no such pause lasts; `batch maintenance list` shows all\n"
+    assert "the mute of all tasks" in (await call(batch, ledger, "unmute", "--all")).out
+    id = lines[3].split()[-1]
+    assert "the pause of all tasks" in (await call(batch, ledger, "maintenance", "end", id)).out
+    assert (await call(batch, ledger, "maintenance", "list", "--json")).out == "[]\n"
+
+
 @pytest.mark.parametrize("word", ["pause", "resume"])
 async def test_an_unknown_task_is_refused_and_the_known_ones_are_listed(
     ledger: Database, batch: Batch, started: None, word: str
@@ -287,7 +323,7 @@ async def test_a_pause_by_a_process_that_has_the_task_handles_due_slots_by_its_p
         async with ledger.engine.begin() as connection:
             await connection.execute(update(tables.schedules).values(fired_until=two_hours_ago))
         async with ledger.engine.begin() as connection:
-            assert await task_sync.pause(connection, "tick", "ann", loaded) is None
+            assert await pauses.pause(connection, "tick", "ann", loaded) is None
         assert len(await rows(ledger)) == 1
         await fire(ledger, loaded, clock.now())
     async with ledger.engine.connect() as connection:

@@ -21,7 +21,7 @@ from sqlalchemy import update
 
 from batch_system import clock
 from batch_system.batch.cron.cron import schedule
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.ledger import run_ids, run_logs, runs, tables
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.run_logs import Block, LogLine
@@ -344,7 +344,7 @@ async def test_show_of_a_task_has_missed_ranges_the_pause_and_past_schedules(
             await task_sync.set_schedules(
                 connection, {"hello": schedule("0 3 * * *")}, loaded, tables.new_id()
             )
-            await task_sync.pause(connection, "hello", "ann", loaded, tables.new_id())
+            await pauses.pause(connection, "hello", "ann", loaded, tables.new_id())
         done = await show(batch, "hello", LEDGER_URL=ledger_url)
         found = (await show(batch, "hello", "--json")).json
     shown = values(done.out)
@@ -391,7 +391,7 @@ async def test_a_task_that_does_not_fire_has_no_next_times_and_only_a_person_pau
     loaded = await know(prepared, make_task("flaky", "30 2 * * *", timezone="Europe/Berlin"))
     async with prepared.engine.begin() as connection:
         if why in ("a person", "removed in a pause"):
-            await task_sync.pause(connection, "flaky", "ann", loaded, tables.new_id())
+            await pauses.pause(connection, "flaky", "ann", loaded, tables.new_id())
         # For the services: what the file says here does not fire.
         if why == "its schedule is empty now":
             await task_sync.set_schedules(connection, {"flaky": None}, loaded, tables.new_id())

@@ -17,7 +17,7 @@ from batch_system import Alerts, clock
 from batch_system.alerts.messages import still_news
 from batch_system.batch.account.account import accounts
 from batch_system.batch.account.slots import Kind
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.firing.backfill import Backfill
 from batch_system.batch.firing.unfired import NotFired
 from batch_system.batch.incidents.watched import Thresholds
@@ -30,15 +30,21 @@ from batch_system.batch.ledger import (
     transitions,
     wakes,
 )
+from batch_system.batch.ledger.incidents import incidents
+from batch_system.batch.ledger.incidents.incidents import Opening
 from batch_system.batch.ledger.missed_ranges import Cause, MissedRange
 from batch_system.batch.ledger.runs import NewRun
-from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.states import IncidentKind, RunState
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.nodes import orphans
 from batch_system.batch.nodes.clock_steps import ClockStep
 from batch_system.batch.queue.enqueue import Startable
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
+from batch_system.operations.asking.context import Loaded
+from batch_system.operations.operations import Operations
+from batch_system.settings.reading import get_settings
+from batch_system.verbs.maintenance import MuteTasks
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 from tests.incidents.watching import Watching, ended, failed, started, succeeded, watching
 
@@ -111,7 +117,7 @@ async def test_a_run_that_a_pause_holds_is_not_late(ledger: Database, watch: Wat
     loaded = await know(ledger, make_task("load"))
     await queued(ledger, "load", START)
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "load", "ann", loaded)
+        await pauses.pause(connection, "load", "ann", loaded)
     await checked(watch, 600)
     assert await opened(watch, "late") == []
 
@@ -462,7 +468,7 @@ async def test_tasks_that_a_clock_ahead_has_fired_are_an_incident_until_they_are
         ledger, make_task("load", "* * * * *", overlap="allow"), make_task("paused", "0 * * * *")
     )
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "paused", "ann", loaded)
+        await pauses.pause(connection, "paused", "ann", loaded)
     await checked(watch)
     watch.later(3600)
     await watch.turn()
@@ -502,10 +508,10 @@ async def test_tasks_that_a_clock_ahead_has_fired_are_an_incident_until_they_are
 async def test_slots_of_a_pause_are_no_incident(ledger: Database, watch: Watching) -> None:
     loaded = await know(ledger, make_task("load", "* * * * *"))
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "load", "ann", loaded)
+        await pauses.pause(connection, "load", "ann", loaded)
     watch.later(600)
     async with ledger.engine.begin() as connection:
-        await task_sync.resume(connection, "load")
+        await pauses.resume(connection, "load")
     await watch.turn(3)
     assert await watch.incidents() == []
 
@@ -722,6 +728,33 @@ async def test_nothing_is_sent_about_a_muted_task_until_the_end_of_the_mute(
     assert (len(await watch.incidents()), await watch.notes()) == (1, [])
     await checked(watch, 7_201)
     assert [kind for _, kind, _ in await watch.notes()] == ["opened"]
+
+
+async def test_a_planned_mute_of_all_tasks_holds_back_what_is_about_no_task_too(
+    ledger: Database, watch: Watching
+) -> None:
+    await know(ledger, make_task("load"), make_task("other", tags=("finance",)))
+    operations = Operations(ledger, ledger, lambda: Loaded({}, []), get_settings(), are_ready=True)
+    begin, end = START + timedelta(hours=1), START + timedelta(hours=3)
+    await operations(MuteTasks(all_tasks=True, begins_at=begin, until=end))
+    await operations(MuteTasks(tag="finance", until=end))
+    await failed(ledger, "load", START)
+    await failed(ledger, "other", START)
+    await watch.turn(2)
+    assert len(await watch.notes()) == 1  # about load: the mute of all tasks has not begun
+    await checked(watch, 3_700)
+    async with ledger.engine.begin() as connection:
+        opening = Opening(IncidentKind.UNACCOUNTED, "a slot is gone", clock.now())
+        await incidents.open_or_continue(connection, [opening], clock.now())
+    await checked(watch)
+    assert len(await watch.notes()) == 1
+    await checked(watch, (end - clock.now()).total_seconds() + 1)
+    assert sorted(row["kind"] for row in await watch.incidents()) == [
+        "failed",
+        "failed",
+        "unaccounted",
+    ]
+    assert len(await watch.notes()) == 3
 
 
 async def test_what_opens_and_closes_in_quiet_hours_is_not_sent(

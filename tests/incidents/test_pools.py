@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from batch_system import clock
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses
 from batch_system.batch.ledger import nodes, pools, tables
 from batch_system.batch.ledger.runs import NewRun
 from batch_system.batch.ledger.tables import new_id
@@ -159,7 +159,7 @@ async def test_a_run_that_does_not_wait_for_a_node_is_not_an_incident(
         await join(ledger, "gpu", "risk")
     async with ledger.engine.begin() as connection:
         if why == "paused":
-            await task_sync.pause(connection, "risk", "ann", loaded)
+            await pauses.pause(connection, "risk", "ann", loaded)
         if why == "removed":
             await connection.execute(update(tables.tasks).values(removed_at=clock.now()))
     assert await passed(watch, 120) == []

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
-from batch_system.batch.firing import firing, task_sync
+from batch_system.batch.firing import firing, pauses
 from batch_system.batch.firing.firing import Fired
 from batch_system.batch.ledger import attempts, nodes, transitions
 from batch_system.batch.ledger.runs import Claimed
@@ -45,7 +45,7 @@ class Nodes(Machine):
         """
         for name in [task.name for task in self.model.tasks.values() if task.paused_by is not None]:
             self.model.resume(self.model.tasks[name])
-            self.world.write(task_sync.resume, name)
+            self.world.write(pauses.resume, name)
         left = [run for run in self.model.runs if run.state in ACTIVE]
         for _ in range(ROUNDS_TO_THE_END):
             if not (left := [run for run in left if run.state in ACTIVE]):

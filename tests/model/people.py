@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
 from batch_system.batch.cron.cron import schedule
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.firing.backfill import Backfill, interval_of
 from batch_system.batch.firing.misfires import INSTANT
 from batch_system.batch.ledger.states import Rank
@@ -284,11 +284,11 @@ class People(Machine):
         task = self._task(number)
         if task.paused_by is not None:
             self.model.resume(task)
-            self.world.write(task_sync.resume, task.name)
+            self.world.write(pauses.resume, task.name)
             return
         tasks, node = (self.tasks, self.processes["A"].id) if loaded else ({}, "")
         self.model.pause(task, "ann", loaded)
-        self.world.write(task_sync.pause, task.name, "ann", tasks, node)
+        self.world.write(pauses.pause, task.name, "ann", tasks, node)
 
     @does(number=NUMBER, period=st.sampled_from(sorted(CRON)))
     def deploy(self, number: int, period: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import insert, update
 
 from batch_system import clock
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses
 from batch_system.batch.ledger import nodes, runs, tables
 from batch_system.batch.ledger.incidents.tables import incidents
 from batch_system.batch.ledger.people import audit
@@ -329,7 +329,7 @@ async def test_a_waiting_run_says_what_holds_it(
     await beat(watch)
     assert await blocker(beside) == ("room", None, running.id)
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "tick", "mara", {}, watch.node)
+        await pauses.pause(connection, "tick", "mara", {}, watch.node)
     assert await blocker(beside) == ("paused", "mara", None)
     assert await blocker(await queued("unknown")) == ("unserved", None, None)
     await ended(ledger, running, RunState.SUCCEEDED, fingerprint=None)
@@ -403,7 +403,7 @@ async def test_slots_that_did_not_run_are_shown_by_their_cause(
         ledger, make_task("tick", "* * * * *", missed="skip"), make_task("load", "* * * * *")
     )
     async with ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "load", "mara", loaded)
+        await pauses.pause(connection, "load", "mara", loaded)
     watch.later(600)
     await fire(ledger, loaded, clock.now())
     await watch.turn(2)

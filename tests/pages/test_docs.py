@@ -8,7 +8,7 @@ from batch_system.pages.frame.render import TEMPLATES
 from batch_system.pages.routes import routes
 from tests.docs_blocks import read
 
-ASKING = ("pause", "resume", "mute", "retry", "cancel", "acknowledge", "redrive", "verify")
+ASKING = ("pause", "resume", "mute", "retry", "cancel", "acknowledge", "redrive", "verify", "/end")
 """Pages that ask before something is done. They are opened by its button."""
 
 
@@ -19,7 +19,9 @@ def test_each_page_is_in_the_docs_with_its_address() -> None:
         if "GET" in (getattr(route, "methods", None) or ())
         and route.path not in ("/live", "/static/{name}")
     }
-    pages = {path for path in paths if not path.endswith((*ASKING, "log.txt", "/download"))}
+    pages = {
+        path for path in paths if not path.endswith((*ASKING, "log.txt", "/download", "/file"))
+    }
     table = read("docs/pages.md").partition("## What you can do")[0]
     listed = re.findall(r"^\| [^|]+ \| `([^`]+)` \|", table, re.MULTILINE)
     assert {re.sub(r"\b(NAME|ID|NUMBER)\b", "*", address) for address in listed} == pages

@@ -49,6 +49,8 @@ PAGES: dict[str, Role] = {
     "/backups": "viewer",
     "/nodes": "viewer",
     "/changes": "viewer",
+    "/maintenance": "viewer",
+    "/maintenance/pause": "operator",
     "/you": "viewer",
 }
 """Pages, and the role that each needs."""
@@ -78,7 +80,14 @@ async def test_every_form_needs_its_csrf_token_and_its_role(people: People) -> N
     forms = [route for route in routes if "POST" in (getattr(route, "methods", None) or ())]
     paths = {
         route.path.format(
-            task="report", run=RUN, incident=RUN, backup="latest", id=RUN, bulk=RUN, name="x"
+            task="report",
+            run=RUN,
+            incident=RUN,
+            backup="latest",
+            id=RUN,
+            bulk=RUN,
+            name="x",
+            window=RUN,
         )
         for route in forms
     } - {"/signin", "/preferences"}
@@ -130,7 +139,7 @@ async def test_a_person_starts_a_run_with_a_form_and_sees_how_it_fails(people: P
     assert "Nothing needs you." in await operator.page("/")
     changes = await operator.page("/changes")
     assert (
-        "incident.acknowledge" in changes
+        "acknowledged an incident of" in changes
         and "the day is wrong" in changes
         and "operator" in changes
     )
@@ -256,7 +265,7 @@ async def test_missed_slots_are_left_with_a_note_and_taken_up_again(people: Peop
     assert "Left by operator" in html and "“planned maintenance”" in html
     assert "1 missed slot left as they are" in html
     changes = await operator.page("/changes")
-    assert "slots.leave" in changes and "planned maintenance" in changes
+    assert "missed slots of" in changes and "planned maintenance" in changes
     assert "Nothing to leave" in await operator.page(address)
     assert "/slots/" not in await people.viewer.page(night)
     (undo,) = re.findall(r'action="(/slots/reopen[^"]+)"', html)

@@ -30,12 +30,13 @@ from batch_system.operations.asking.actor import Actor, Role
 from batch_system.operations.asking.context import Loaded
 from batch_system.operations.operations import Operations, open_operations
 from batch_system.pages import backups, search, sign_in, system
+from batch_system.pages.changes import changes
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.incidents import actions, listing, room
 from batch_system.pages.night import left_slots, outage_backfills
 from batch_system.pages.night.night import show_night
 from batch_system.pages.runs import bulks, run_actions, runs
-from batch_system.pages.tasks import backfills, task, tasks
+from batch_system.pages.tasks import backfills, maintenance, task, tasks
 from batch_system.verbs.incidents import ListIncidents
 from tests.pages.outline import outline
 
@@ -133,7 +134,9 @@ async def compare(name: str, html: str) -> None:
         ("incidents", listing.show_incidents, "/incidents", {}),
         ("backups", backups.show_backups, "/backups", {}),
         ("nodes", system.show_nodes, "/nodes", {}),
-        ("changes", system.show_changes, "/changes", {}),
+        ("changes", changes.show_changes, "/changes", {}),
+        ("maintenance", maintenance.show_maintenance, "/maintenance", {}),
+        ("maintenance-pause", maintenance.ask_to_pause, "/maintenance/pause", {}),
         ("search", search.show_search, "/search?q=invoice", {}),
         ("start", tasks.ask_to_start, "/tasks/orders_import/start", {"task": "orders_import"}),
         ("pause", tasks.ask_to_pause, "/tasks/orders_import/pause", {"task": "orders_import"}),

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import PartitionedTask, TaskRegistry, clock
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.ledger import transitions
 from batch_system.batch.ledger.attempts import Outcome
 from batch_system.batch.ledger.parts import PartsGate, Split, Tally, tallies
@@ -176,7 +176,7 @@ async def test_a_pause_leaves_it_its_lane_after_its_parts(world: Sums) -> None:
     await world.end_parts(run)
     clock.advance(timedelta(minutes=1))
     async with world.ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "sums", "ann", world.tasks)
+        await pauses.pause(connection, "sums", "ann", world.tasks)
     clock.advance(timedelta(minutes=1))
     async with world.ledger.engine.begin() as connection:
         later = await enqueue.enqueue(
@@ -184,7 +184,7 @@ async def test_a_pause_leaves_it_its_lane_after_its_parts(world: Sums) -> None:
         )
     assert await world.take() == []
     async with world.ledger.engine.begin() as connection:
-        await task_sync.resume(connection, "sums")
+        await pauses.resume(connection, "sums")
     assert await world.take() == [run]
     await world.finish(run)
     assert await world.take() == [later]
@@ -401,7 +401,7 @@ async def test_a_pause_holds_the_parts_also_of_a_run_that_is_split_after_it(worl
     run = await world.begin()
     clock.advance(timedelta(minutes=1))
     async with world.ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "sums", "ann", world.tasks)
+        await pauses.pause(connection, "sums", "ann", world.tasks)
     clock.advance(timedelta(minutes=1))
     await world.split(run)
     assert await world.take() == []

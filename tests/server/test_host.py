@@ -25,7 +25,7 @@ from batch_system import Retry, clock, config, current_run, get_logger, logs
 from batch_system.batch.execution.engine import LocalEngine
 from batch_system.batch.execution.outcomes import Group
 from batch_system.batch.execution.tickets import Look
-from batch_system.batch.firing import schedule_sync, task_sync
+from batch_system.batch.firing import pauses, schedule_sync, task_sync
 from batch_system.batch.ledger import run_logs, tables, transitions
 from batch_system.batch.ledger.attempts import Outcome
 from batch_system.batch.ledger.tables import new_id
@@ -884,7 +884,7 @@ async def test_a_paused_task_has_no_next_run_time_and_resumes(begin: Begin) -> N
     task = make_task("tick")
     service = await begin()
     async with service.ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "tick", "ann", {"tick": task})
+        await pauses.pause(connection, "tick", "ann", {"tick": task})
     await refresh(service.schedules)
     assert service.scheduler.get_job("tick").next_run_time is None
     clock.advance(3 * MINUTE)
@@ -892,7 +892,7 @@ async def test_a_paused_task_has_no_next_run_time_and_resumes(begin: Begin) -> N
     (found,) = await until(lambda: rows(service.ledger, tables.missed))
     assert (found["count"], found["reason"]) == (3, "paused by ann")
     async with service.ledger.engine.begin() as connection:
-        await task_sync.resume(connection, "tick")
+        await pauses.resume(connection, "tick")
     await refresh(service.schedules)
     assert service.scheduler.get_job("tick").next_run_time is not None
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from batch_system import clock
 from batch_system.batch.account.account import Account
 from batch_system.batch.account.account import accounts as accounts_of
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses
 from batch_system.batch.firing.backfill import Backfill, interval_of
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.queue.enqueue import Startable
@@ -70,12 +70,12 @@ async def test_when_the_upstream_was_skipped(waits: Waits) -> None:
 async def test_when_the_upstream_is_paused(waits: Waits) -> None:
     await waits.know(daily("extract"), load_after())
     async with waits.ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "extract", "ann", waits.tasks)
+        await pauses.pause(connection, "extract", "ann", waits.tasks)
     await go_to(waits, THREE)
     await settle(waits)
     assert await is_complete(waits, 1) == {"skipped": 1}
     async with waits.ledger.engine.begin() as connection:
-        await task_sync.resume(connection, "extract")
+        await pauses.resume(connection, "extract")
     await go_to(waits, THREE + DAY)
     await settle(waits)
     assert await is_complete(waits, 2) == {"run": 1, "skipped": 1}

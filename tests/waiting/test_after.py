@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from batch_system import clock
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.firing.backfill import Backfill, interval_of
 from batch_system.batch.ledger import missed_ranges, schedules, tables
 from batch_system.batch.ledger.missed_ranges import Cause
@@ -181,7 +181,7 @@ async def test_a_task_without_a_slot_yet_closes_it(waits: Waits) -> None:
 async def test_a_task_that_was_paused_before_the_slot_closes_it_at_once(waits: Waits) -> None:
     await waits.know(daily("extract"), load_after())
     async with waits.ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "extract", "ann")
+        await pauses.pause(connection, "extract", "ann")
     del waits.tasks["extract"]
     await waits.fire(THREE)
     await waits.look()
@@ -382,11 +382,11 @@ async def test_a_pause_does_not_count_for_how_long_it_waits(waits: Waits) -> Non
         waits, daily("extract"), make_task("load", None, after=After("extract", within=3_600))
     )
     async with waits.ledger.engine.begin() as connection:
-        await task_sync.pause(connection, "load", "ann")
+        await pauses.pause(connection, "load", "ann")
     clock.advance(timedelta(hours=5))
     assert await waits.look() == 0
     async with waits.ledger.engine.begin() as connection:
-        await task_sync.resume(connection, "load")
+        await pauses.resume(connection, "load")
     clock.advance(59 * MINUTE)
     assert await waits.look() == 0
     clock.advance(MINUTE)

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from batch_system import TaskRegistry, config, start
 from batch_system.app import create_app
 from batch_system.batch.execution import engine
-from batch_system.batch.firing import task_sync
+from batch_system.batch.firing import pauses
 from batch_system.config import get_settings
 from batch_system.errors import InvalidSetting
 from batch_system.operations.asking.context import Loaded
@@ -110,7 +110,7 @@ async def test_a_paused_task_has_no_next_run_time(
     async with running(monkeypatch, database_url) as client:
         batch = app_of(client).state.batch
         async with batch.ledger.engine.begin() as connection:
-            await task_sync.pause(connection, "nightly", "ann", batch.tasks, batch.node.id)
+            await pauses.pause(connection, "nightly", "ann", batch.tasks, batch.node.id)
         await refresh(batch.schedules)
         jobs = {job["id"]: job for job in (await client.get("/scheduler/jobs")).json()}
     assert (jobs["nightly"]["next_run_time"], jobs["nightly"]["trigger"]) == (

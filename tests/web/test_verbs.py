@@ -29,6 +29,7 @@ from batch_system.verbs import (
     backups,
     bulks,
     incidents,
+    maintenance,
     night,
     run_changes,
     runs,
@@ -79,6 +80,10 @@ class World:
         return RemoteOperations(Connection(self.served.clients[role], "http://localhost"))
 
 
+def tomorrow() -> datetime:
+    return clock.now() + timedelta(days=1)
+
+
 ID = "01a230e3-57e3-7352-ac77-221a8d380bd2"
 ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     tasks.ListTasks: lambda w: {},
@@ -90,6 +95,9 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     tasks.ResumeTasksAhead: lambda w: {},
     tasks.MuteTask: lambda w: {"name": "report", "until": clock.now() + timedelta(hours=1)},
     tasks.UnmuteTask: lambda w: {"name": "report"},
+    maintenance.PauseTasks: lambda w: {"all_tasks": True, "begins_at": tomorrow()},
+    maintenance.MuteTasks: lambda w: {"all_tasks": True, "until": tomorrow()},
+    maintenance.ListMaintenance: lambda w: {},
     runs.ListRuns: lambda w: {"state": ["failed"]},
     runs.ListRunsOfTask: lambda w: {"name": "report", "order": "created"},
     runs.ShowRun: lambda w: {"run": w.run},
@@ -140,10 +148,12 @@ after the answers that count them.
 """
 ELSEWHERE: dict[type[Verb], dict[str, Any]] = {
     run_changes.RedriveRun: {"run": ID},  # in test_cli_items
+    maintenance.EndMaintenance: {"window": ID},  # in test_maintenance
     bulks.BeginBulk: {"preview": ID},  # in test_remote
     bulks.ShowBulk: {"preview": ID},
     bulks.BeginBackfill: {"name": "report", "preview": ID},
     incidents.SendTestMessage: {},  # in tests/incidents
+    system.Diagnose: {},  # in tests/operations/test_doctor
 }
 """Questions that need more than this world has, which other tests ask."""
 SILENT = {"ResumeTasksAhead", "LeaveSlots", "ReopenSlots"}
@@ -269,7 +279,12 @@ def test_the_options_of_a_command_that_asks_one_verb_are_made_from_its_fields() 
                 written_by_hand[f"{file.stem}.{command.name}"] = asked
     assert written_by_hand == {
         "bulk.change_all": {"PreviewBulk"},  # not a command: cancel, retry and ack call it
-        "manage.resume": {"ResumeTask", "ResumeTasksAhead"},
+        # These take the name of a task or, as the options of a verb, a selection of tasks.
+        "maintenance.end": {"EndMaintenance", "ListMaintenance"},
+        "maintenance.mute": {"MuteTask"},
+        "maintenance.pause": {"PauseTask"},
+        "maintenance.resume": {"ResumeTask", "ResumeTasksAhead"},
+        "maintenance.unmute": {"UnmuteTask"},
         "show.show": {"FindRunOrTask", "ShowRun"},
         "watch.with_log": {"RunAsItIs"},  # not a command
     }

@@ -156,7 +156,8 @@ async def fire(
     if steps is not None and not is_given and steps.is_doubtful(now, asked_at):
         return Fired(now, again_at=dict.fromkeys(names, now + timedelta(seconds=LOOK_SECONDS)))
     fired = Fired(now)
-    due = _due([row for row in opened if row.is_usable], tasks, now, ahead, fired)
+    usable = [row.at(now) for row in opened if row.is_usable]
+    due = _due(usable, tasks, now, ahead, fired)
     plans = await _plan_all(due, tasks, now, ahead)
     missing = set(names) & tasks.keys() - {row.task for row in opened}
     busy = await schedules.still_open(connection, missing) if missing else set()
@@ -222,7 +223,7 @@ async def _leave_undecided(
     """The plans that can be carried out before their slots are due. The other tasks are named in
     `fired`.
     """
-    undecided = await schedules.paused(connection, [row.task for row, _ in plans])
+    undecided = await schedules.paused(connection, [row.task for row, _ in plans], fired.now)
     undecided |= {
         row.task for row, plan in plans if not _is_plain(row, plan) or active.get(row.task)
     }

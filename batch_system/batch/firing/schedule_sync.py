@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system import clock
 from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.firing import apscheduler as scheduler
-from batch_system.batch.firing import followed_schedules, task_sync
+from batch_system.batch.firing import followed_schedules, pauses, task_sync
 from batch_system.batch.firing.unfired import Unfired
 from batch_system.batch.ledger import database_time, nodes, schedules
 from batch_system.batch.ledger import tasks as task_rows
@@ -88,7 +88,7 @@ class ScheduleSync(Background):
         """Tasks of this process that can't work because of the tasks that they wait for in other
         services.
         """
-        self._end_of_pauses = NEVER
+        self._change_of_pauses = NEVER
         """The earliest end of all pauses that end by themselves."""
         self._read_at = datetime.min.replace(tzinfo=UTC)
         self._is_unsettled = True
@@ -100,7 +100,10 @@ class ScheduleSync(Background):
         """The tasks whose slots others wait for."""
 
     async def open(self) -> None:
-        """Write the schedules of this process into the ledger, at its start."""
+        """Write the schedules of this process into the ledger, at its start, after the maintenance
+        that was due while no service was running.
+        """
+        await pauses.begin_due(self._database, self._tasks, self._node)
         async with self._database.engine.begin() as connection, whole_tables(connection):
             await wait_for_locks(connection)
             await task_sync.set_schedules(connection, self._own_schedules, self._tasks, self._node)
@@ -136,8 +139,8 @@ class ScheduleSync(Background):
 
     async def _refresh(self) -> None:
         await self._read_own()
-        if self._changes is not None and self._changes.now >= self._end_of_pauses:
-            await self._end_pauses()
+        if self._changes is not None and self._changes.now >= self._change_of_pauses:
+            await self._begin_and_end_pauses()
         if self._is_outdated():
             await self._read_ledger()
         elif self._changes is not None and self._changes.now >= self._next_slot:
@@ -157,7 +160,7 @@ class ScheduleSync(Background):
             self._is_unsettled = True  # the database's clock was set back
         if self._changes is not None and changes.firing_state != self._changes.firing_state:
             self._woken.set()
-        if changes.now >= self._end_of_pauses:
+        if changes.now >= self._change_of_pauses:
             self._woken.set()
         self._changes = changes
 
@@ -182,11 +185,12 @@ class ScheduleSync(Background):
             self._own_schedules |= changed
             self._is_unsettled = True
 
-    async def _end_pauses(self) -> None:
-        if ended := await task_sync.end_pauses(self._database, self._node):
-            logger.info(
-                f"the pauses of these tasks have ended; they fire again: {', '.join(ended)}"
-            )
+    async def _begin_and_end_pauses(self) -> None:
+        turned = await pauses.begin_and_end(self._database, self._tasks, self._node)
+        for window in turned.begun:
+            logger.info(f"the pause of {window.selection} by {window.created_by} has begun")
+        if turned.resumed:
+            logger.info(f"a pause has ended; these fire again: {', '.join(turned.resumed)}")
         self._is_unsettled = True
 
     def _is_outdated(self) -> bool:
@@ -243,14 +247,16 @@ class ScheduleSync(Background):
     async def _read_tasks(self) -> tuple[dict[str, OpenSchedule], list[str], set[str]]:
         """Give the jobs the open schedules. Returns these, and the results of `update_jobs`."""
         async with self._database.reader.connect() as connection, whole_tables(connection):
-            is_removed = await task_sync.known(connection)
+            is_removed = await task_rows.known(connection)
             there = {name for name, removed in is_removed.items() if not removed}
             others = there - self._tasks.keys()
             gone = sorted(others - await self._live_tasks(connection)) if others else []
             self._read_at = await database_time.now_of(connection)
             self._fired.clear()
             opened = await schedules.open_schedules(connection)
-            self._end_of_pauses = await task_rows.first_end_of_pauses(connection) or NEVER
+            self._change_of_pauses = await pauses.next_change(connection) or NEVER
+            if self._read_at >= self._change_of_pauses:  # a person has just ended one
+                self._woken.set()
             missing = followed_schedules.missing(
                 self._tasks, {n for n, removed in is_removed.items() if not removed}
             )

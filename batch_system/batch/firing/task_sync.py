@@ -1,40 +1,26 @@
-"""Task sync: writes the tasks of a process into the ledger; pauses, resumes and removes tasks."""
+"""Task sync: writes the tasks of a process into the ledger; and removes tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from types import MappingProxyType
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Column, Integer, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.cron import Schedule
-from batch_system.batch.firing import followed_schedules, task_changes
-from batch_system.batch.firing.firing import fire
-from batch_system.batch.firing.misfires import SlotPlan, plan_all_missed
-from batch_system.batch.ledger import (
-    database_time,
-    json_rows,
-    missed_ranges,
-    nodes,
-    schedules,
-    waits,
-)
-from batch_system.batch.ledger import tasks as task_rows
+from batch_system.batch.firing import followed_schedules, pauses, task_changes
+from batch_system.batch.firing.overdue_slots import fire_all_due, record_all_missed
+from batch_system.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules
 from batch_system.batch.ledger.missed_ranges import Cause
 from batch_system.batch.ledger.people import audit
 from batch_system.batch.ledger.people.audit import By
-from batch_system.batch.ledger.schedules import OpenSchedule
 from batch_system.batch.ledger.tables import tasks
 from batch_system.batch.ledger.wakes import catalog_changed
 from batch_system.batch.nodes.clock_steps import AHEAD
-from batch_system.batch.queue.capacity import Capacity
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
-from batch_system.errors import UnknownTask
 from batch_system.settings.pools import DEFAULT_POOL
 
 GONE = "its file is gone"
@@ -87,6 +73,7 @@ async def record_tasks(
     await connection.execute(statement, {"rows": encoded[0], "declared": encoded[1]})
     for change in changes:
         await change.record(connection, now)
+    await pauses.join(connection, now)
 
 
 def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) -> dict[str, Any]:
@@ -152,8 +139,8 @@ async def set_schedules(
         if not row.is_usable or row.schedule != wanted[name]
     }
     for name in sorted(name for name, row in ending.items() if row.paused_until is not None):
-        await _end_if_over(connection, name, [ending[name]], f"node {node}")
-    now = await _fire_all_due(connection, ending, loaded, node)
+        await pauses.end_if_over(connection, name, [ending[name]], f"node {node}")
+    now = await fire_all_due(connection, ending, loaded, node)
     await schedules.close(connection, [row.id for row in ending.values()], now)
     unchanged = opened.keys() - ending.keys()
     new = {
@@ -179,138 +166,6 @@ def _as_json(schedule: Schedule | None) -> dict[str, str] | None:
     return {"cron": schedule.cron, "timezone": schedule.timezone} if schedule is not None else None
 
 
-async def _fire_all_due(
-    connection: AsyncConnection, names: Iterable[str], loaded: Mapping[str, Task], node: str
-) -> datetime:
-    """Handle every slot of these tasks that is due now, by database time. Returns that time."""
-    now = await database_time.now_of(connection)
-    unfinished = set(names)
-    while unfinished:
-        fired = await fire(connection, unfinished, loaded, node, Capacity(0, 0), now)
-        unfinished = {name for name, at in fired.again_at.items() if at <= now}
-    return now
-
-
-@dataclass(frozen=True)
-class Pause:
-    """A pause of a task: since when (UTC), by whom, and until when, if it ends by itself."""
-
-    at: datetime
-    by: str
-    until: datetime | None = None
-
-    def end(self, now: datetime) -> datetime:
-        """The instant up to which it holds the task's slots, if it ends at `now`. A slot exactly at
-        its end is not held.
-        """
-        if self.until is None or now < self.until:
-            return now
-        return self.until - timedelta(microseconds=1)
-
-
-NO_TASKS: Mapping[str, Task] = MappingProxyType({})
-
-
-async def pause(
-    connection: AsyncConnection,
-    name: str,
-    by: str,
-    loaded: Mapping[str, Task] = NO_TASKS,
-    node: str = "",
-    until: datetime | None = None,
-) -> Pause | None:
-    """Stop firing a task until a person resumes it, or until an instant. Raises UnknownTask.
-
-    If the task is paused already, returns that pause, and changes only its end, if `until` is
-    given.
-
-    Slots that are due already are handled first, by the policies of the task in `loaded`. If it is
-    not loaded, its policies are unknown, and those slots are recorded as missed.
-    """
-    opened = await schedules.lock(connection, [name], wait=True)
-    if await _end_if_over(connection, name, opened, by):
-        opened = await schedules.lock(connection, [name])
-    before = await pause_of(connection, name)
-    if before is not None:
-        if until is not None and until != before.until:
-            await connection.execute(
-                update(tasks).where(tasks.c.name == name).values(paused_until=until)
-            )
-            await catalog_changed(connection)
-        return before
-    if name in loaded:
-        now = await _fire_all_due(connection, [name], loaded, node)
-    else:
-        now = await database_time.now_of(connection)
-        for row in opened:
-            await _record_missed(
-                connection, row, now, f"not handled yet when it was paused by {by}", Cause.OTHER
-            )
-    paused = {"paused_at": now, "paused_by": by, "paused_until": until}
-    await connection.execute(update(tasks).where(tasks.c.name == name).values(paused))
-    await catalog_changed(connection)
-    return None
-
-
-async def resume(connection: AsyncConnection, name: str) -> Pause | None:
-    """Fire a task again from now on, and record the slots of the pause as missed. Raises
-    UnknownTask.
-
-    Returns the pause that has ended; None if the task was not paused.
-    """
-    opened = await schedules.lock(connection, [name], wait=True)
-    if (before := await pause_of(connection, name)) is not None:
-        await _end(connection, name, opened, before, await database_time.now_of(connection))
-        await catalog_changed(connection)
-    return before
-
-
-async def end_pauses(database: Database, node: str) -> list[str]:
-    """End the pauses whose time is over, each in a transaction. Returns the tasks."""
-    async with database.reader.connect() as connection:
-        names = await task_rows.pauses_over(connection, await database_time.now_of(connection))
-    return [name for name in names if await _end_by_itself(database, name, node)]
-
-
-async def _end_by_itself(database: Database, name: str, node: str) -> bool:
-    async with database.engine.begin() as connection:
-        opened = await schedules.lock(connection, [name], wait=True)
-        has_ended = await _end_if_over(connection, name, opened, f"node {node}")
-        if has_ended:
-            await catalog_changed(connection)
-        return has_ended
-
-
-async def _end_if_over(
-    connection: AsyncConnection, name: str, opened: Iterable[OpenSchedule], actor: str
-) -> bool:
-    """End the pause of a task, whose schedule is locked, if the pause's time is over. Returns
-    whether it ended now.
-    """
-    before, now = await pause_of(connection, name), await database_time.now_of(connection)
-    if before is None or before.until is None or before.until > now:
-        return False
-    described = {"paused_at": before.at.isoformat(), "until": before.until.isoformat()}
-    await audit.record(connection, By(actor), "task.resume", now, task=name, before=described)
-    await _end(connection, name, opened, before, now)
-    return True
-
-
-async def _end(
-    connection: AsyncConnection,
-    name: str,
-    opened: Iterable[OpenSchedule],
-    pause: Pause,
-    now: datetime,
-) -> None:
-    for row in opened:
-        until = max(row.fired_until, pause.end(now))
-        await _record_missed(connection, row, until, f"paused by {pause.by}", Cause.PAUSED)
-    await waits.extend(connection, name, now - pause.at, now)
-    ended = dict.fromkeys(("paused_at", "paused_by", "paused_until"))
-    await connection.execute(update(tasks).where(tasks.c.name == name).values(ended))
-
-
 async def set_back(
     connection: AsyncConnection, names: Collection[str] | None = None
 ) -> dict[str, datetime]:
@@ -329,42 +184,6 @@ async def set_back(
         await schedules.set_back(connection, [row.task for row in ahead], now)
         await catalog_changed(connection)
     return {row.task: row.fired_until for row in ahead}
-
-
-async def pause_of(connection: AsyncConnection, name: str) -> Pause | None:
-    """The pause of a task, or None. Locks the row of the task. Raises UnknownTask."""
-    columns = (tasks.c.paused_at, tasks.c.paused_by, tasks.c.paused_until)
-    query = select(*columns).where(tasks.c.name == name).with_for_update()
-    row = (await connection.execute(query)).first()
-    if row is None:
-        raise UnknownTask.named(
-            name, await known(connection), "the ledger knows no task {}", "it knows:"
-        )
-    if row.paused_at is None:
-        return None
-    return Pause(row.paused_at, row.paused_by or "somebody", row.paused_until)
-
-
-async def _record_missed(
-    connection: AsyncConnection, row: OpenSchedule, now: datetime, reason: str, cause: Cause
-) -> None:
-    """Record all due slots of this schedule as missed, for this reason, and move its cursor to
-    `now`.
-    """
-    plan = (
-        plan_all_missed(row.schedule, row.fired_until, now, reason, cause)
-        if row.is_usable
-        else SlotPlan(now)
-    )
-    if plan.missed is not None:
-        await missed_ranges.record(connection, [(row, plan.missed)], now)
-    await schedules.move_cursors(connection, [row.id], now)
-
-
-async def known(connection: AsyncConnection) -> dict[str, bool]:
-    """The names of all tasks in the ledger, and for each whether it was removed."""
-    query = select(tasks.c.name, tasks.c.removed_at.is_not(None).label("is_removed"))
-    return {row.name: bool(row.is_removed) for row in await connection.execute(query)}
 
 
 async def served_from(connection: AsyncConnection) -> dict[str, str]:
@@ -391,7 +210,7 @@ async def remove_gone(
     now = await database_time.now_of(connection)
     for row in locked:
         if row.task in gone:
-            await _record_missed(connection, row, now, GONE, Cause.GONE)
+            await record_all_missed(connection, [row], now, GONE, Cause.GONE)
             await schedules.close(connection, [row.id], now)
     is_gone = tasks.c.name.in_(json_rows.among(tasks.c.name, gone, connection.dialect.name))
     await connection.execute(update(tasks).where(is_gone).values(removed_at=now))

@@ -31,7 +31,7 @@ from batch_system.batch.incidents.durations import Durations, UsualDurations
 from batch_system.batch.incidents.made_good import Successes
 from batch_system.batch.incidents.pool_check import PoolCheck
 from batch_system.batch.incidents.telling import Channels
-from batch_system.batch.incidents.watched import Thresholds, WatchedTask
+from batch_system.batch.incidents.watched import Thresholds, WatchedTask, WatchedTasks
 from batch_system.batch.ledger import database_time
 from batch_system.batch.ledger.incidents import incidents, marks
 from batch_system.batch.ledger.incidents.incidents import Opening
@@ -69,7 +69,7 @@ class Findings:
     something may go wrong next, if known.
     """
 
-    watched: Mapping[str, WatchedTask]
+    watched: WatchedTasks
     opened: Sequence[Row[Any]]
     made_good: Mapping[str, str]
     redriven: Sequence[str]
@@ -164,7 +164,7 @@ class Checks:
     async def look(
         self,
         connection: AsyncConnection,
-        watched: Mapping[str, WatchedTask],
+        watched: WatchedTasks,
         redriven: Sequence[str],
         now: datetime,
         unfired: NotFired | None = None,

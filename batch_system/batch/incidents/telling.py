@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents import problem as one_error
 from batch_system.batch.incidents.deadlines import quiet_until
-from batch_system.batch.incidents.watched import WatchedTask
+from batch_system.batch.incidents.watched import WatchedTask, WatchedTasks
 from batch_system.batch.ledger import chains
 from batch_system.batch.ledger.chains import KeptBack
 from batch_system.batch.ledger.incidents import incidents as incident_rows
@@ -41,7 +41,7 @@ HIDDEN = "what its runs say is not sent, because the task has the tag secret"
 
 
 def may_tell(
-    opened: Sequence[Row[Any]], watched: Mapping[str, WatchedTask], every: timedelta, now: datetime
+    opened: Sequence[Row[Any]], watched: WatchedTasks, every: timedelta, now: datetime
 ) -> tuple[datetime | None, bool]:
     """When a message about an open incident that is held back may be written, and whether one has
     to be written now.
@@ -56,7 +56,7 @@ def may_tell(
             must = must or (bool(every) and incident.told_at <= now - every)
             continue
         task = watched.get(_task_of(incident))
-        if (held_until := _told_from(incident, task, now)) is not None:
+        if (held_until := _told_from(incident, watched, now)) is not None:
             later.append(held_until)
         else:
             must = must or _is_enough(incident, task)
@@ -72,7 +72,7 @@ def _is_enough(incident: Row[Any], task: WatchedTask | None) -> bool:
 
 async def tell(
     connection: AsyncConnection,
-    watched: Mapping[str, WatchedTask],
+    watched: WatchedTasks,
     channels: Channels,
     now: datetime,
 ) -> tuple[int, datetime | None]:
@@ -93,7 +93,7 @@ async def tell(
     told, later = [], []
     for incident in waiting:
         task = watched.get(_task_of(incident))
-        held_until = _told_from(incident, task, now)
+        held_until = _told_from(incident, watched, now)
         if incident.id in flapping:
             held_until = max(held_until or now, incident.opened_at + STEADY_AFTER)
         if held_until is not None:
@@ -111,7 +111,7 @@ async def tell(
 async def tell_of_the_end(
     connection: AsyncConnection,
     closed: Sequence[Row[Any]],
-    watched: Mapping[str, WatchedTask],
+    watched: WatchedTasks,
     channels: Channels,
     now: datetime,
 ) -> None:
@@ -124,7 +124,7 @@ async def tell_of_the_end(
     for incident in closed:
         if incident.told_at is not None and incident.kind != IncidentKind.DOWN:
             task = watched.get(_task_of(incident))
-            until = _held_until(task, now)
+            until = _held_until(task, watched, now)
             notes += [
                 replace(note, not_before=until)
                 for note in _notes("closed", incident, task, channels)
@@ -135,7 +135,7 @@ async def tell_of_the_end(
 async def tell_again(
     connection: AsyncConnection,
     reopened: Row[Any],
-    watched: Mapping[str, WatchedTask],
+    watched: WatchedTasks,
     channels: Channels,
     now: datetime,
 ) -> None:
@@ -151,7 +151,7 @@ async def tell_again(
 
 async def repeat(
     connection: AsyncConnection,
-    watched: Mapping[str, WatchedTask],
+    watched: WatchedTasks,
     channels: Channels,
     every: timedelta,
     now: datetime,
@@ -165,7 +165,7 @@ async def repeat(
     due = [
         row
         for row in await connection.execute(query)
-        if _held_until(watched.get(_task_of(row)), now) is None
+        if _held_until(watched.get(_task_of(row)), watched, now) is None
     ]
     if due:
         await outbox.write(
@@ -203,32 +203,30 @@ async def _flapping(
     }
 
 
-def _told_from(incident: Row[Any], task: WatchedTask | None, now: datetime) -> datetime | None:
+def _told_from(incident: Row[Any], watched: WatchedTasks, now: datetime) -> datetime | None:
     """Until when the opening message of an incident is held back; None if it can be sent now."""
-    counted = incident.opened_at + COUNTED_AFTER
-    return (
-        counted if incident.kind == IncidentKind.DOWN and counted > now else _held_until(task, now)
-    )
+    counted: datetime = incident.opened_at + COUNTED_AFTER
+    if incident.kind == IncidentKind.DOWN and counted > now:
+        return counted
+    return _held_until(watched.get(_task_of(incident)), watched, now)
 
 
-def _held_until(task: WatchedTask | None, now: datetime) -> datetime | None:
-    """Until when messages about the task are held back; None if they can be sent now."""
-    if task is None:
-        return None
-    muted = task.muted_until if task.muted_until is not None and task.muted_until > now else None
-    instants = [
-        instant
-        for instant in (muted, quiet_until(now, task.quiet, task.zone))
-        if instant is not None
-    ]
-    return max(instants, default=None)
+def _held_until(task: WatchedTask | None, watched: WatchedTasks, now: datetime) -> datetime | None:
+    """Until when messages about the task are held back; None if they can be sent now. Without a
+    task, only a mute of all tasks holds them back.
+    """
+    mutes = watched.mutes_of_all if task is None else task.mutes
+    instants = [window.ends_at for window in mutes if window.lasts_at(now)]
+    if task is not None:
+        instants += [task.muted_until, quiet_until(now, task.quiet, task.zone)]
+    return max((each for each in instants if each is not None and each > now), default=None)
 
 
 async def _all_notes(
     connection: AsyncConnection,
     kind: str,
     told: Sequence[Row[Any]],
-    watched: Mapping[str, WatchedTask],
+    watched: WatchedTasks,
     channels: Channels,
     now: datetime | None = None,
 ) -> list[Note]:

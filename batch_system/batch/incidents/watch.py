@@ -8,7 +8,7 @@ ledger.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -19,7 +19,7 @@ from batch_system.batch.incidents import noticing, outages, telling
 from batch_system.batch.incidents.checks import CHECK_SECONDS, Checks
 from batch_system.batch.incidents.noticing import BLOCKED_SECONDS
 from batch_system.batch.incidents.telling import Channels
-from batch_system.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
+from batch_system.batch.incidents.watched import Thresholds, WatchedTasks, watched_tasks
 from batch_system.batch.ledger import database_time, duties
 from batch_system.batch.ledger.duties import WATCH
 from batch_system.batch.nodes.clock_steps import AHEAD
@@ -71,7 +71,7 @@ class Watch(Background):
         self._next_check = datetime.min.replace(tzinfo=UTC)
         self._last_check = datetime.min.replace(tzinfo=UTC)
         self._catalog: int | None = None
-        self._watched: Mapping[str, WatchedTask] | None = None
+        self._watched: WatchedTasks | None = None
         self._watched_version: int | None = None
         self._lags: dict[str, float] = {}
         """For how long the event loops of other nodes had stood still at the last check."""
@@ -242,7 +242,7 @@ class Watch(Background):
             if lag >= BLOCKED_SECONDS
         }
 
-    async def _watched_tasks(self, connection: AsyncConnection) -> Mapping[str, WatchedTask]:
+    async def _watched_tasks(self, connection: AsyncConnection) -> WatchedTasks:
         """All tasks. They are read again when a task or a schedule has changed, or deadlines were
         checked.
         """

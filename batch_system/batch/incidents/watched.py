@@ -5,6 +5,7 @@ task.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +15,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.zones import zone_of
+from batch_system.batch.ledger.maintenance import MaintenanceWindow, open_windows
+from batch_system.batch.ledger.states import MaintenanceKind
 from batch_system.batch.ledger.tables import schedules, tasks
 from batch_system.batch.ledger.tasks import SECRET_TAG
 from batch_system.database.engine import in_pages, whole_tables
@@ -30,6 +33,7 @@ class WatchedTask:
       after_failures: The incident of an error is sent only after this many failures.
       close_after: The incident is closed only after this many successes in a row.
       muted_until: Until then nothing is sent about the task.
+      mutes: The maintenance windows during which nothing is sent about it, also planned ones.
       warns_at_risk: Whether an incident opens when a deadline is in danger.
       deadline_until: Its deadlines were checked up to this instant.
       zone: The zone of its schedule; UTC for a task without one.
@@ -57,11 +61,12 @@ class WatchedTask:
     first_seen_at: datetime
     zone: ZoneInfo
     is_secret: bool
+    mutes: tuple[MaintenanceWindow, ...] = ()
 
     @classmethod
-    def of(cls, row: Any) -> WatchedTask:
+    def of(cls, row: Any, mutes: Sequence[MaintenanceWindow] = ()) -> WatchedTask:
         """`row`: of batch_tasks, with the `timezone` of its open schedule. Rows of an older version
-        lack some values.
+        lack some values. `mutes`: all that last or are planned.
         """
         declared = row.monitoring if isinstance(row.monitoring, dict) else {}
         alerts = declared.get("alerts") or {}
@@ -87,6 +92,7 @@ class WatchedTask:
             first_seen_at=row.first_seen_at,
             zone=_zone(row.timezone),
             is_secret=isinstance(row.tags, list) and SECRET_TAG in row.tags,
+            mutes=tuple(each for each in mutes if each.is_about(row.pool, row.tags)),
         )
 
 
@@ -97,20 +103,33 @@ def _zone(name: str | None) -> ZoneInfo:
         return UTC_ZONE
 
 
-async def watched_tasks(connection: AsyncConnection) -> dict[str, WatchedTask]:
+class WatchedTasks(dict[str, WatchedTask]):
+    """All tasks of the ledger, by name. `mutes_of_all`: the maintenance windows, also planned ones,
+    during which nothing is sent at all.
+    """
+
+    mutes_of_all: tuple[MaintenanceWindow, ...] = ()
+
+
+async def watched_tasks(connection: AsyncConnection) -> WatchedTasks:
     """All tasks of the ledger, by name."""
+    mutes = await open_windows(connection, MaintenanceKind.MUTE)
     instants = ("paused_at", "removed_at", "muted_until", "deadline_until", "first_seen_at")
-    columns = [tasks.c[name] for name in ("name", "monitoring", "tags", *instants)]
+    columns = [tasks.c[name] for name in ("name", "pool", "monitoring", "tags", *instants)]
     is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
     query = select(*columns, schedules.c.timezone).select_from(
         tasks.join(schedules, is_open, isouter=True)
     )
     async with whole_tables(connection):
-        return {
-            row.name: WatchedTask.of(row)
-            async for page in in_pages(connection, query)
-            for row in page
-        }
+        watched = WatchedTasks(
+            [
+                (row.name, WatchedTask.of(row, mutes))
+                async for page in in_pages(connection, query)
+                for row in page
+            ]
+        )
+    watched.mutes_of_all = tuple(each for each in mutes if each.is_about_all)
+    return watched
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ handled.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -29,7 +29,7 @@ class OpenSchedule:
 
     `paused_by`: who has paused the task; None: it is not paused. `paused_until`: when the pause
     ends by itself. `after`: what its runs wait for, as After.as_json has it. `follows`: the task
-    whose schedule it copies.
+    whose schedule it copies. `paused_at`: when the pause begins, which may be in a moment.
     """
 
     id: str
@@ -42,6 +42,13 @@ class OpenSchedule:
     after: dict[str, Any] | None = None
     follows: str | None = None
     paused_until: datetime | None = None
+    paused_at: datetime | None = None
+
+    def at(self, now: datetime) -> OpenSchedule:
+        """The schedule as it is at an instant: without a pause that begins only later."""
+        if self.paused_at is None or self.paused_at <= now:
+            return self
+        return replace(self, paused_by=None, paused_until=None, paused_at=None)
 
     @property
     def schedule(self) -> Schedule:
@@ -60,9 +67,9 @@ class OpenSchedule:
 
 
 def _open() -> Select[Any]:
-    paused_by, paused_until = (
+    paused_by, paused_until, paused_at = (
         select(column).where(tasks.c.name == schedules.c.task).scalar_subquery().label(column.name)
-        for column in (tasks.c.paused_by, tasks.c.paused_until)
+        for column in (tasks.c.paused_by, tasks.c.paused_until, tasks.c.paused_at)
     )
     return select(
         schedules.c.id,
@@ -75,6 +82,7 @@ def _open() -> Select[Any]:
         schedules.c.after,
         schedules.c.follows,
         paused_until,
+        paused_at,
     ).where(schedules.c.valid_until.is_(None))
 
 
@@ -150,16 +158,16 @@ async def lock(
     return [OpenSchedule(*row) for row in await connection.execute(statement)]
 
 
-async def paused(connection: AsyncConnection, names: Collection[str]) -> set[str]:
-    """Those of these tasks that are paused, although `lock` may not have seen it. SQLite has one
-    writer at a time.
+async def paused(connection: AsyncConnection, names: Collection[str], now: datetime) -> set[str]:
+    """Those of these tasks that are paused at `now`, although `lock` may not have seen it. SQLite
+    has one writer at a time.
 
     On PostgreSQL, `lock` does not see a pause that is committed while it executes.
     """
     if (kind := connection.dialect.name) != "postgresql":
         return set()
     query = select(tasks.c.name).where(
-        json_rows.is_among(tasks.c.name, names, kind), tasks.c.paused_at.is_not(None)
+        json_rows.is_among(tasks.c.name, names, kind), tasks.c.paused_at <= now
     )
     return set((await connection.execute(query)).scalars())
 

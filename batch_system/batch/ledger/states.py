@@ -121,3 +121,10 @@ class Closed(StrEnum):
     MADE_GOOD = "made_good"
     ACKNOWLEDGED = "acknowledged"
     OVER = "over"
+
+
+class MaintenanceKind(StrEnum):
+    """What a maintenance window holds back."""
+
+    PAUSE = "pause"
+    MUTE = "mute"

@@ -140,6 +140,8 @@ tasks = Table(
     Column("paused_until", UtcDateTime),  # null: until somebody resumes it
     # The beginning of the SHA-256 of its file; NULL: not known.
     Column("digest", String(16)),
+    Column("maintenance", Id),  # the window that has paused it; null: a person has paused it alone
+    Index("ix_batch_tasks_maintenance", "maintenance", **where("maintenance IS NOT NULL")),
 )
 
 schedules = Table(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import json_rows
@@ -63,18 +63,16 @@ async def mute(
     return (await connection.execute(muting)).rowcount == 1
 
 
-async def first_end_of_pauses(connection: AsyncConnection) -> datetime | None:
-    """When the next of the pauses that end by themselves ends; None if there is none."""
-    first: datetime | None = (
-        await connection.execute(select(func.min(tasks.c.paused_until)))
-    ).scalar()
-    return first
-
-
 async def pauses_over(connection: AsyncConnection, now: datetime) -> list[str]:
     """The tasks whose pause has an end in the past."""
     query = select(tasks.c.name).where(tasks.c.paused_until <= now).order_by(tasks.c.name)
     return list((await connection.execute(query)).scalars())
+
+
+async def known(connection: AsyncConnection) -> dict[str, bool]:
+    """The names of all tasks in the ledger, and for each whether it was removed."""
+    query = select(tasks.c.name, tasks.c.removed_at.is_not(None).label("is_removed"))
+    return {row.name: bool(row.is_removed) for row in await connection.execute(query)}
 
 
 LISTED = ("name", "description", "source", "tags", "paused_at", "removed_at")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Annotated, Any, Self
@@ -69,6 +70,13 @@ class Direction(Enum):
 
     BACK = "back"
     FORWARD = "forward"
+
+
+@dataclass(frozen=True)
+class CountsFrom:
+    """A length of time counts from the instant in another field, if that is given."""
+
+    field: str
 
 
 Instant = Annotated[AwareDatetime, BeforeValidator(_only_rfc_3339), AfterValidator(_in_utc)]

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents import problem as one_error
 from batch_system.batch.ledger import chains
 from batch_system.batch.ledger.incidents import incidents, outbox
-from batch_system.batch.ledger.states import OF_RUNS, IncidentKind
+from batch_system.batch.ledger.incidents.tables import OPEN_SQL
+from batch_system.batch.ledger.incidents.tables import incidents as incident_table
+from batch_system.batch.ledger.states import CLOSE_BY_THEMSELVES, OF_RUNS, IncidentKind
 from batch_system.errors import UnknownIncident
 from batch_system.escaping import echoed
 from batch_system.operations.asking.context import Context
@@ -55,6 +58,21 @@ async def list_incidents(
     listed = [shown(row, hidden, numbers) for row in rows[:limit]]
     key = cursor_of((listed[-1].opened_at, listed[-1].id)) if len(rows) > limit else None
     return IncidentPage(incidents=listed, after=key)
+
+
+async def number_waiting(connection: AsyncConnection) -> int:
+    """How many problems wait for a person: open incidents that do not close by themselves and that
+    nobody has acknowledged; those with one error count once. At most MOST_INCIDENTS are read.
+    """
+    table = incident_table
+    key = table.c.details[one_error.KEY].as_string().label("key")
+    waits = select(key, table.c.opened_at).where(
+        text(OPEN_SQL),
+        table.c.acknowledged_at.is_(None),
+        table.c.kind.not_in(CLOSE_BY_THEMSELVES),
+    )
+    rows = await connection.execute(waits.limit(MOST_INCIDENTS))
+    return len(one_error.groups(rows, lambda row: (row.key, row.opened_at)))
 
 
 async def show(context: Context, incident: str) -> IncidentDetails:

@@ -34,6 +34,7 @@ from batch_system.errors import InvalidParameters, NoLedger
 from batch_system.escaping import shortened
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import Node
+from batch_system.operations.maintenance import maintenance
 from batch_system.operations.night import alarms, attention, did_not_run, forecast, sentence
 from batch_system.operations.night.clock_changes import clock_changes
 from batch_system.operations.night.results import (
@@ -73,6 +74,9 @@ CHANGES = (
     "backup.restore",
     "schedule.change",
     "task.pause",
+    "maintenance.pause",
+    "maintenance.mute",
+    "maintenance.end",
     "task.resume",
     "task.backfill",
     "task.mute",
@@ -177,7 +181,7 @@ async def read(
     watched = await watched_tasks(connection)
     window = await tally.of_window(connection, since, end, now)
     nodes, living, last_beat = await _nodes(connection, context, now)
-    backup = await _backup(connection, watched, context.settings, now)
+    backup = await newest_backup(connection, watched, context.settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
     needed = [
         *(await alarms.of_nodes(connection, context, nodes) if until is None else []),
@@ -210,6 +214,7 @@ async def read(
         next=None if until is not None else await _next(connection, now),
         services=len(living),
         last_beat=last_beat,
+        maintenance=[] if until is not None else await maintenance.windows_at(connection, now),
         accounted_from=window.accounted_from,
         unread=unread,
         forecast=promised,
@@ -309,7 +314,7 @@ def _change(row: Row[Any], is_hidden: bool) -> NightChange:
     )
 
 
-async def _backup(
+async def newest_backup(
     connection: AsyncConnection, watched: dict[str, WatchedTask], settings: Settings, now: datetime
 ) -> NightBackup:
     """The newest verified backup; without an age where no backups are made."""

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from batch_system.operations.asking.results import KeptBack, Node, Result, RunSummary
+from batch_system.operations.maintenance.results import Maintenance
 from batch_system.operations.runs.waiting import InTheWay, LateRun
 from batch_system.operations.system.results import PoolState
 
@@ -276,7 +277,7 @@ class Night(Result):
     before it are not counted, because their tally is still being made. `more`: how many rows of a
     list were left out, by its name. `unread`: what could not be read: quarantine, if the
     application's database can't be used. `forecast`: None if no task has a deadline, or the window
-    is over.
+    is over. `maintenance`: the pauses and mutes of many tasks that last or are planned.
     """
 
     as_of: datetime
@@ -302,6 +303,7 @@ class Night(Result):
     more: dict[str, int]
     unread: Sequence[str] = ()
     forecast: Forecasts | None = None
+    maintenance: Sequence[Maintenance] = ()
 
 
 class Trouble(Result):

@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.firing import task_sync
 from batch_system.batch.ledger import attempts as attempt_rows
 from batch_system.batch.ledger import database_time, nodes, run_ids, run_logs, schedules
 from batch_system.batch.ledger import parts as part_rows
 from batch_system.batch.ledger import runs as run_rows
+from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.parts import PartsGate, Tally
 from batch_system.batch.ledger.states import RunState
 from batch_system.errors import UnknownRun, UnknownTask
@@ -57,7 +57,7 @@ async def run_or_task(context: Context, given: str) -> RunOrTask:
         if connection is not None:
             if is_id and len(digits) == 32 and (run := await _run_with_digits(connection, digits)):
                 return RunOrTask(kind="run", name=run)
-            names = set(await task_sync.known(connection))
+            names = set(await task_rows.known(connection))
             if given in names:
                 return RunOrTask(kind="task", name=given)
             if (
@@ -113,7 +113,7 @@ async def _run_with_digits(connection: AsyncConnection, digits: str) -> str | No
 
 async def refuse_unknown_task(connection: AsyncConnection | None, task: str) -> None:
     """Raises UnknownTask if the ledger has no task of this name."""
-    names = await task_sync.known(connection) if connection is not None else {}
+    names = await task_rows.known(connection) if connection is not None else {}
     if task not in names:
         raise UnknownTask.named(task, names, "the ledger knows no task {}", "it knows:")
 

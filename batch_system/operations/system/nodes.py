@@ -18,6 +18,7 @@ from batch_system.batch.nodes import process_lock
 from batch_system.concurrency.offload import offload
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import Node
+from batch_system.operations.incidents.read import number_waiting
 from batch_system.operations.system.pool_problems import PoolProblem, problems
 
 SILENT_SHOWN = timedelta(hours=1)
@@ -37,7 +38,8 @@ class Around(NamedTuple):
     """The services that are alive and fire, the oldest first; and those that should be alive, but
     are no longer seen.
 
-    `pool_problems`: why the runs of some pools wait in vain. `round_trip`: how many seconds the
+    `pool_problems`: why the runs of some pools wait in vain. `incidents`: how many problems wait
+    for a person. `round_trip`: how many seconds the
     ledger took to answer; None: there is no ledger. `kind`: of its database.
     """
 
@@ -46,6 +48,7 @@ class Around(NamedTuple):
     round_trip: float | None = None
     kind: str = ""
     pool_problems: Sequence[PoolProblem] = ()
+    incidents: int = 0
 
 
 class BrokenSomewhere(NamedTuple):
@@ -93,6 +96,7 @@ async def around(context: Context) -> Around:
         rows = await node_rows.firing_since(connection, now - max(SILENT_SHOWN, lease))
         round_trip = clock.monotonic() - began
         in_vain = await problems(connection, context, now)
+        waiting = await number_waiting(connection)
     gone = await _gone(context, rows)
     alive = {row["id"] for row in rows if row["seen_at"] >= now - lease} - gone
     living = [BusyNode.of(row) for row in rows if row["id"] in alive]
@@ -105,7 +109,7 @@ async def around(context: Context) -> Around:
         for node in others
         if not any(e.host == node.host and e.started_at > node.seen_at for e in living)
     ]
-    return Around(living, silent, round_trip, context.databases.ledger.kind, in_vain)
+    return Around(living, silent, round_trip, context.databases.ledger.kind, in_vain, waiting)
 
 
 async def busy(context: Context) -> dict[str, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from batch_system.batch.firing import task_sync
-from batch_system.batch.firing.task_sync import Pause
+from batch_system.batch.firing import pauses, task_sync
+from batch_system.batch.firing.pauses import Pause
 from batch_system.batch.ledger import database_time
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.people import audit
@@ -27,11 +27,11 @@ async def pause(
         now = await database_time.now_of(connection)
         if until is not None and until <= now:
             raise InvalidParameters("the end of a pause: allowed is an instant after now")
-        loaded = context.loaded().tasks if context.node else task_sync.NO_TASKS
-        before = await task_sync.pause(
+        loaded = context.loaded().tasks if context.node else pauses.NO_TASKS
+        before = await pauses.pause(
             connection, name, context.actor.name, loaded, context.node, until
         )
-        pause = await task_sync.pause_of(connection, name)
+        pause = await pauses.pause_of(connection, name)
         assert pause is not None
         if pause != before:
             after = {"until": until.isoformat()} if until is not None else None
@@ -52,7 +52,7 @@ async def resume(context: Context, name: str, note: str | None = None) -> Resume
     Raises UnknownTask.
     """
     async with context.databases.changing() as connection:
-        ended = await task_sync.resume(connection, name)
+        ended = await pauses.resume(connection, name)
         ahead = (await task_sync.set_back(connection, [name])).get(name)
         before = {"paused_at": ended.at.isoformat()} if ended is not None else {}
         before |= {"fired_until": ahead.isoformat()} if ahead is not None else {}

@@ -13,12 +13,13 @@ from sqlalchemy import Row, select
 from batch_system.batch.cron import utc_offsets
 from batch_system.batch.cron.counting import count
 from batch_system.batch.cron.zones import zone_of
-from batch_system.batch.ledger import missed_ranges, pools, schedules
+from batch_system.batch.ledger import maintenance, missed_ranges, pools, schedules
 from batch_system.batch.ledger import tasks as task_rows
+from batch_system.batch.ledger.maintenance import MaintenanceWindow
 from batch_system.batch.ledger.people import audit
 from batch_system.batch.ledger.people.access_tables import events
 from batch_system.batch.ledger.run_rows import NEWEST_FIRST, run_rows
-from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.states import MaintenanceKind, RunState
 from batch_system.batch.ledger.tables import NO_PART_SQL, nodes, runs
 from batch_system.concurrency.offload import offload
 from batch_system.errors import BatchError
@@ -60,6 +61,11 @@ async def of_task(asked: Asked, row: dict[str, Any]) -> list[Reason]:
         by = row["muted_by"] or "somebody"
         text = f"{by} has muted it until {utc(row['muted_until'])}: nobody gets messages about it"
         reasons.append(Reason(kind="muted", text=text, at=row["muted_until"]))
+    for window in await maintenance.open_windows(asked.connection, MaintenanceKind.MUTE):
+        if window.lasts_at(asked.now) and window.is_about(row["pool"], row["tags"]):
+            until = utc(window.ends_at) if window.ends_at is not None else "it is ended"
+            text = f"{window.created_by} has muted {window.selection} until {until}"
+            reasons.append(Reason(kind="muted", text=text, at=window.ends_at))
     reasons += await _missed(asked, name, row["paused_at"])
     return reasons + await _changed(asked, name)
 
@@ -69,11 +75,16 @@ async def pause_of(asked: Asked, name: str, row: dict[str, Any] | None = None) -
     row = row or await task_rows.get(asked.connection, name)
     if row is None or row["paused_at"] is None:
         return []
-    event = (
-        await asked.connection.execute(audit.listing(1, task=name, action="task.pause"))
-    ).first()
-    has_note = event is not None and event.note and not asked.hides(name)
-    note = f": {cut(event.note, LONGEST_NOTE)}" if event is not None and has_note else ""
+    window = await _window_of(asked, row)
+    if window is not None:
+        text, why = f"{window.created_by} paused {window.selection}", window.note
+    else:
+        event = (
+            await asked.connection.execute(audit.listing(1, task=name, action="task.pause"))
+        ).first()
+        text = f"{row['paused_by'] or 'somebody'} paused {name}"
+        why = event.note if event is not None and not asked.hides(name) else None
+    note = f": {cut(why, LONGEST_NOTE)}" if why else ""
     opened = await schedules.open_schedule(asked.connection, name)
     slots = ""
     until = min(asked.now, row["paused_until"] or asked.now)
@@ -81,8 +92,14 @@ async def pause_of(asked: Asked, name: str, row: dict[str, Any] | None = None) -
         number = await offload(count, opened.schedule, row["paused_at"], until)
         slots = f"; since then {number:,} slot{'' if number == 1 else 's'} did not run"
     end = f", until {utc(row['paused_until'])}" if row["paused_until"] is not None else ""
-    text = f"{row['paused_by'] or 'somebody'} paused {name} at {utc(row['paused_at'])}{end}{note}"
-    return [Reason(kind="paused", text=f"{text}{slots}", task=name, at=row["paused_at"])]
+    text = f"{text} at {utc(row['paused_at'])}{end}{note}{slots}"
+    return [Reason(kind="paused", text=text, task=name, at=row["paused_at"])]
+
+
+async def _window_of(asked: Asked, row: dict[str, Any]) -> MaintenanceWindow | None:
+    """The maintenance window that has paused a task; None if a person has paused it alone."""
+    opened = await maintenance.open_windows(asked.connection, MaintenanceKind.PAUSE)
+    return next((each for each in opened if each.id == row["maintenance"]), None)
 
 
 async def unserved(asked: Asked, name: str, row: dict[str, Any] | None = None) -> list[Reason]:

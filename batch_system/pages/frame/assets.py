@@ -22,6 +22,7 @@ STYLES = (
     "tasks.css",
     "incidents.css",
     "forecast.css",
+    "changes.css",
 )
 """The style sheets, which are sent as one in this order."""
 SCRIPTS = ("signin.js", "zone.js")

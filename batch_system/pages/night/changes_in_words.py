@@ -108,7 +108,7 @@ def _line(change: NightChange) -> Line:
 
 def _of_a_person(change: NightChange) -> Line:
     """What a person did, with the note."""
-    unknown = EventWord("info", change.kind.replace(".", " ").replace("_", " "))
+    unknown = EventWord("info", change.kind.replace(".", " ").replace("_", " "), "")
     event = EVENTS.get(change.kind, unknown)
     icon, words = event.icon, event.said
     by = f"{change.actor}: “{change.note}”" if change.note else change.actor
@@ -119,9 +119,20 @@ def _of_a_person(change: NightChange) -> Line:
         words = f"{change.after.get('count', 0):,} {words}"
     if change.kind == "task.backfill" and isinstance(change.after, dict):
         words += _runs_of_backfill(change.after)
+    if change.kind.startswith("maintenance.") and isinstance(change.after, dict):
+        words = _maintenance(change, words)
     if change.kind.startswith("slots.") and isinstance(change.after, dict):
         words = f"{counted(change.after.get('slots', 0), 'missed slot')} {words}"
     return Line(change.at, icon, task, words, by)
+
+
+def _maintenance(change: NightChange, said: str) -> str:
+    """A pause or mute of many tasks that begins now, is planned, or has ended."""
+    selection = str(change.after.get("selection", "many tasks"))
+    begins = str(change.after.get("from", ""))
+    if change.kind != "maintenance.end" and begins > change.at.isoformat():
+        return f"A {change.after.get('kind', 'pause')} of {selection} planned"
+    return f"{selection[:1].upper()}{selection[1:]} {said}"
 
 
 def _runs_of_backfill(counts: Mapping[str, Any]) -> str:
