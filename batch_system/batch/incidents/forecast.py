@@ -107,7 +107,8 @@ class Facts:
     Attributes:
       runs: The runs of the slots that promises need, as far as they have any.
       before: The slots that a slot waits for.
-      active: The runs of a task that run or will run next, each with its slot if it has one.
+      active: The runs of a task that run or will run next, each with its slot if it has one, the
+        oldest slot first.
       full: The pools without a free place.
     """
 
@@ -191,7 +192,7 @@ def ends_by_progress(
     done: int | None, total: int | None, rate: float | None, now: datetime
 ) -> datetime | None:
     """When a running run ends by its progress; None if it says nothing about that."""
-    if done is None or not total or not rate or total <= done:
+    if done is None or total is None or total <= done or rate is None or not rate > 0:
         return None
     return now + timedelta(seconds=min((total - done) / rate, LONGEST))
 
@@ -259,7 +260,9 @@ class _Reckoning:
             return replace(plain, obstacle="missed") if is_missed else self._to_come(plain, before)
         if run.state == RunState.SUCCEEDED or run.good_at is not None:
             end = run.ended_at if run.state == RunState.SUCCEEDED else run.good_at
-            return replace(begun, begins_at=run.began_at, ends_at=end, is_over=True)
+            return replace(
+                begun, begins_at=run.began_at, ends_at=end or self.facts.now, is_over=True
+            )
         if run.state == RunState.RUNNING or (run.state == RunState.WAITING and run.began_at):
             return self._running(begun)
         if run.state in ACTIVE:
@@ -320,12 +323,10 @@ class _Reckoning:
         ends = []
         for at, run in self.facts.active.get(plain.task, ()):
             if (plain.run is None or run.id != plain.run.id) and (at is None or at < slot):
-                step = (
-                    self.step((plain.task, at))
-                    if at is not None
-                    else self._running(Step(plain.task, None, run, usual))
-                )
-                ends.append(step)
+                known = self.facts.runs.get((plain.task, at))
+                is_by_hand = known is None or known.id != run.id
+                alone = Step(plain.task, at, run, usual)
+                ends.append(self._running(alone) if is_by_hand else self.step((plain.task, at)))
         if len(ends) < usual.lanes:
             return []
         unsure = [each for each in ends if each.ends_at is None]

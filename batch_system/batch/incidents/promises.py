@@ -45,6 +45,8 @@ MOST_SLOTS = 5_000
 """At most this many slots are read in all."""
 LIVES = timedelta(minutes=1)
 """The places of nodes that were seen so long ago count."""
+MOST_ACTIVE = 500
+"""At most this many active runs of tasks with promises are read."""
 MOST_WAITING = 10
 """At most this many waiting runs of a task are ahead of others for a place."""
 
@@ -299,7 +301,8 @@ async def _with_others(
     theirs = json_rows.is_among(runs.c.task, pending, connection.dialect.name)
     active: dict[str, list[tuple[datetime | None, KnownRun]]] = {}
     known = dict(facts.runs)
-    for row in await connection.execute(run_rows(_NAMES, theirs, IN_THE_WAY_SQL).limit(MOST_SLOTS)):
+    rows = await connection.execute(run_rows(_NAMES, theirs, IN_THE_WAY_SQL).limit(MOST_ACTIVE))
+    for row in sorted(rows, key=lambda row: (row.slot is not None, row.slot or facts.now)):
         run = _known_run(row)
         active.setdefault(row.task, []).append((row.slot, run))
         if row.slot is not None:
