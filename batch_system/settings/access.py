@@ -33,6 +33,11 @@ class AccessSettings(BaseSettings):
         pattern=r"^[A-Za-z0-9-]+$",
         description="Header in which a trusted proxy names the person. Empty: none.",
     )
+    BATCH_AUTH_GROUPS_HEADER: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="Header in which that proxy names the person's groups, by commas. Empty: none.",
+    )
     BATCH_TRUSTED_PROXIES: str = Field(
         "",
         description="Addresses or networks of proxies whose BATCH_AUTH_HEADER is believed, "
@@ -40,8 +45,8 @@ class AccessSettings(BaseSettings):
     )
     BATCH_AUTH_ROLES: str = Field(
         "",
-        description="Roles of the people in that header, such as "
-        "*@acme.example=viewer,ops@acme.example=operator.",
+        description="Roles of these people and groups, such as "
+        "*@acme.example=viewer,group:oncall=operator.",
     )
     BATCH_REQUESTS_PER_SECOND: int = Field(
         100,

@@ -51,6 +51,8 @@ TOKEN, SESSION = "token", "session"
 """Kinds of secrets: one of a kind is never taken for one of another."""
 NOTE_SECONDS = 1.0
 FAILURE_NOTE_SECONDS = 60.0
+GROUP = "group:"
+"""A pattern of BATCH_AUTH_ROLES that begins with it is about groups."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -142,7 +144,7 @@ class Guard:
         may_be_anonymous: bool = True,
     ) -> Actor | None:
         given = request.headers.get("authorization")
-        if given is not None:
+        if given is not None and not self._is_of_proxy(request, address, given):
             return await self._holder(given, address)
         if self._authorize is not None:
             answer = self._authorize(request)
@@ -245,18 +247,37 @@ class Guard:
             self.forget()
         return self._revocations
 
+    def _is_of_proxy(self, request: Request, address: str | None, given: str) -> bool:
+        """Whether a proxy that names the person has sent credentials of its own along, such as an
+        OpenID token.
+        """
+        is_ours = SECRET.fullmatch(given.partition(" ")[2].strip()) is not None
+        return not is_ours and self._named_by_proxy(request, address) is not None
+
     def _named_by_proxy(self, request: Request, address: str | None) -> Actor | None:
-        header = self._settings.BATCH_AUTH_HEADER
-        names = request.headers.getlist(header) if header is not None else []
-        if not any(names) or not is_in(request.scope.get(PEER, address), self.proxies):
+        name = self._told_by_proxy(request, address, self._settings.BATCH_AUTH_HEADER)
+        if not name:
             return None
-        if len(names) > 1:  # one of them may be the client's own
-            raise Refused(400, f"the header {header} stands in this request more than once")
-        (name,) = names
+        listed = self._told_by_proxy(request, address, self._settings.BATCH_AUTH_GROUPS_HEADER)
+        groups = [group.strip() for group in listed.split(",")]
         for pattern, role in self._roles:
-            if fnmatch.fnmatchcase(name, pattern):
+            kind, _, of_group = pattern.partition(GROUP)
+            if not kind and of_group:
+                fits = any(fnmatch.fnmatchcase(group, of_group) for group in groups if group)
+            else:
+                fits = fnmatch.fnmatchcase(name, pattern)
+            if fits:
                 return Actor(name[:100], role, "page", address)
         raise Refused(403, "BATCH_AUTH_ROLES gives this person no role")
+
+    def _told_by_proxy(self, request: Request, address: str | None, header: str | None) -> str:
+        """The value of a header that a trusted proxy has sent; empty if there is none."""
+        values = request.headers.getlist(header) if header is not None else []
+        if not any(values) or not is_in(request.scope.get(PEER, address), self.proxies):
+            return ""
+        if len(values) > 1:  # one of them may be the client's own
+            raise Refused(400, f"the header {header} stands in this request more than once")
+        return values[0]
 
     def _note_soon(self) -> None:
         """Write the last uses of tokens to the ledger, at most once a second."""

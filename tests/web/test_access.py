@@ -408,6 +408,36 @@ async def test_a_person_is_believed_only_where_a_trusted_proxy_names_him(served:
     assert (await proxy.post("/api/v1/tasks/report/pause", headers=foreign)).status_code == 403
 
 
+async def test_a_proxy_names_groups_and_may_send_credentials_of_its_own_along(
+    served: Served,
+) -> None:
+    app = with_settings(
+        served,
+        BATCH_AUTH_HEADER="X-Forwarded-Email",
+        BATCH_AUTH_GROUPS_HEADER="X-Forwarded-Groups",
+        BATCH_TRUSTED_PROXIES="10.0.0.0/24",
+        BATCH_AUTH_ROLES="*@acme.example=viewer,group:oncall=operator,group:*-admins=admin",
+    )
+    proxy, other = client_of(app, host="10.0.0.7"), client_of(app, host="10.0.1.7")
+
+    async def role(groups: str, client: Any = proxy, **more: str) -> Any:
+        headers = {"X-Forwarded-Email": "ann@acme.example", "X-Forwarded-Groups": groups, **more}
+        answer = await client.get("/api/v1/session", headers=headers)
+        return answer.json().get("role", answer.status_code)
+
+    assert await role("dev, oncall") == "operator"
+    assert await role("batch-admins,dev") == "admin"
+    assert await role("on-call, group:oncall") == await role("") == "viewer"
+    assert await role("oncall", other) == 401
+    named = {"X-Forwarded-Email": "group:oncall", "X-Forwarded-Groups": "dev"}
+    assert (await proxy.get("/api/v1/session", headers=named)).status_code == 403
+    # A proxy may pass its OpenID token on; from elsewhere, that is a wrong token.
+    assert await role("oncall", Authorization="Bearer eyJhbGciOi.eyJzdWIi.c2ln") == "operator"
+    assert await role("oncall", other, Authorization="Bearer eyJhbGciOi.eyJzdWIi.c2ln") == 401
+    twice = [("X-Forwarded-Email", "ann@acme.example")] + [("X-Forwarded-Groups", "dev")] * 2
+    assert (await proxy.get("/api/v1/session", headers=twice)).status_code == 400
+
+
 async def test_without_sign_in_only_this_machine_is_answered(served: Served) -> None:
     app = with_settings(served, BATCH_AUTH="off")
     here, elsewhere = client_of(app), client_of(app, host="10.1.2.3")
