@@ -199,6 +199,7 @@ EVENTS = {
     "token.create": EventWord("key-round", "made", "made the token {target}"),
     "token.revoke": EventWord("ban", "revoked", "revoked the token {target}"),
     "session.begin": EventWord("key-round", "signed in", "signed in"),
+    "session.end": EventWord("log-out", "ended", "ended the session of {target}"),
     "session.refuse": EventWord("ban", "refused", "was refused at the sign-in"),
     "alerts.test": EventWord("bell", "tried", "sent a test message to {target}"),
 }

@@ -65,7 +65,7 @@ from batch_system.batch.ledger.states import Origin, RunState
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.nodes import ledger_poll
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
 from batch_system.database.migrate import migrate

@@ -39,7 +39,7 @@ from batch_system.batch.ledger.runs import NewRun
 from batch_system.batch.ledger.states import FINAL, RunState
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.queue import claiming, gates
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.queue.requests import Startable
 from batch_system.database.engine import Database
 from batch_system.database.migrate import migrate

@@ -43,7 +43,7 @@ from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.database.engine import Database
 from batch_system.database.migrate import migrate
 from batch_system.testing.postgres import PostgresServer, start_server

@@ -54,7 +54,7 @@ if not os.environ.get("BENCH_CODE"):  # an older version has none of these
     from batch_system.batch.firing.waiting import Opener
     from batch_system.batch.ledger import waits
     from batch_system.batch.queue import claiming
-    from batch_system.batch.queue.capacity import Capacity
+    from batch_system.batch.queue.claiming import Capacity
 
 KINDS = ("PostgreSQL", "SQLite")
 MANY, TOMORROW = 10_000, 100_000

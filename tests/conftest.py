@@ -27,7 +27,7 @@ from batch_system.testing import postgres
 from batch_system.testing.databases import wait_for
 from batch_system.testing.postgres import PostgresServer, start_server
 from tests.databases import PostgresDatabases, SQLiteFiles, migrated, url_of
-from tests.first import leave_the_others_to_rest
+from tests.first import ROOT, is_left_out, leave_the_others_to_rest
 from tests.kinds import KINDS, leave_half_to_nightly
 from tests.migrations import APPLICATION_HISTORIES
 from tests.processes import MIGRATIONS
@@ -39,74 +39,71 @@ has made.
 """
 OWN_FOLDER = pytest.StashKey[str]()
 SLOWEST = (
-    *(
-        "test_docs_pages",
-        "upgrade/test_states",
-        "testing/test_plugin",
-        "test_reload",
-        "model/test_model",
-    ),
-    *(
-        "faults/test_faults",
-        "test_servers",
-        "backup/test_forged",
-        "web/test_schema",
-        "test_serve",
-        "test_chunks",
-    ),
-    *(
-        "batch/test_plans",
-        "test_cli_list",
-        "test_cli_restore",
-        "test_cli_tasks",
-        "test_outages",
-        "test_leases",
-    ),
-    *(
-        "test_replicas",
-        "test_fence",
-        "test_full_disk",
-        "backup/test_folder",
-        "test_cli_bulk",
-        "foreign/test_alembic",
-    ),
-    *(
-        "test_cli_watch",
-        "backup/test_new_machine",
-        "test_drain",
-        "test_cli_account",
-        "test_rolling",
-    ),
-    *(
-        "test_docs_security",
-        "test_deploys",
-        "test_host",
-        "test_chunk_faults",
-        "batch/test_schedule_zones",
-    ),
-    *(
-        "test_clocks",
-        "web/test_processes",
-        "test_cli_url",
-        "examples/test_folder",
-        "test_overlap_processes",
-    ),
-    *(
-        "web/test_v1",
-        "web/test_access",
-        "web/test_live",
-        "web/test_workers",
-        "batch/test_firing",
-        "test_rescue",
-    ),
-    *(
-        "test_sentry",
-        "test_cli_backup",
-        "tasks/test_shipped",
-        "batch/test_cancel",
-        "batch/test_leases",
-    ),
+    "tests/faults/test_faults.py",
+    "tests/batch/test_plans.py",
+    "tests/web/test_v1.py",
+    "tests/server/test_drain.py",
+    "tests/web/test_access.py",
+    "tests/model/test_model.py",
+    "tests/server/test_clocks.py",
+    "tests/web/test_verbs.py",
+    "tests/database/test_outages.py",
+    "tests/pages/test_structure.py",
+    "tests/server/test_lost_files.py",
+    "tests/server/test_host.py",
+    "tests/server/test_full_disk.py",
+    "tests/batch/test_upkeep.py",
+    "tests/dask/test_faults.py",
+    "tests/pools/test_services.py",
+    "tests/database/test_pooler.py",
+    "tests/pages/test_browser.py",
+    "tests/upgrade/test_windows.py",
+    "tests/cli/test_hostile_output.py",
+    "tests/test_architecture.py",
+    "tests/partitions/test_parts.py",
+    "tests/server/test_overlap_processes.py",
+    "tests/backup/test_forged.py",
+    "tests/docs/test_pages.py",
+    "tests/upgrade/test_states.py",
+    "tests/testing/test_plugin.py",
+    "tests/server/test_reload.py",
+    "tests/server/test_servers.py",
+    "tests/web/test_schema.py",
+    "tests/server/test_serve.py",
+    "tests/batch/test_chunks.py",
+    "tests/cli/test_list.py",
+    "tests/cli/test_restore.py",
+    "tests/cli/test_tasks.py",
+    "tests/server/test_leases.py",
+    "tests/server/test_replicas.py",
+    "tests/server/test_fence.py",
+    "tests/backup/test_folder.py",
+    "tests/cli/test_bulk.py",
+    "tests/foreign/test_alembic.py",
+    "tests/cli/test_watch.py",
+    "tests/backup/test_new_machine.py",
+    "tests/cli/test_account.py",
+    "tests/server/test_rolling.py",
+    "tests/docs/test_security.py",
+    "tests/server/test_deploys.py",
+    "tests/batch/test_chunk_faults.py",
+    "tests/batch/test_schedule_zones.py",
+    "tests/web/test_processes.py",
+    "tests/cli/test_url.py",
+    "tests/examples/test_folder.py",
+    "tests/web/test_live.py",
+    "tests/web/test_workers.py",
+    "tests/batch/test_firing.py",
+    "tests/server/test_rescue.py",
+    "tests/test_sentry.py",
+    "tests/cli/test_backup.py",
+    "tests/tasks/test_shipped.py",
+    "tests/batch/test_cancel.py",
+    "tests/batch/test_leases.py",
 )
+"""The files of `make test` and of `make rest` that take longest. Those that wait for processes are
+between those that calculate.
+"""
 pytest_plugins = ["pytester"]
 
 hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a failure
@@ -160,6 +157,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files without a test to run are not imported, which would take each worker longer than the
+    first minute of its tests.
+    """
+    return True if is_left_out(collection_path, config.option.markexpr) else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before those that `-m` does not ask for are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest begin first, so that no worker begins one of them when the others
@@ -167,7 +171,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     leave_half_to_nightly(items)
     leave_the_others_to_rest(items)
-    order = {f"tests/{file}.py": number for number, file in enumerate(SLOWEST)}
+    order = {file: number for number, file in enumerate(SLOWEST)}
+    assert all((ROOT / file).exists() for file in order), "SLOWEST names a file that is not there"
     items.sort(key=lambda item: order.get(item.location[0], len(order)))
 
 

@@ -4,13 +4,15 @@ promise, and those of ALSO. All others get the mark `rest`, as do single tests t
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-PROMISES = Path(__file__).parent.parent / "docs/promises.md"
+ROOT = Path(__file__).parent.parent
+PROMISES = ROOT / "docs/promises.md"
 FIRST_OF_ROW = re.compile(r"^\|.*?`(tests/[\w/]+\.py)`", re.MULTILINE)
 ALSO = {
     "tests/pages/test_pages.py",
@@ -26,6 +28,7 @@ ALSO = {
 """The shape of the project, its documents, and each of its doors."""
 
 
+@functools.cache
 def files() -> set[str]:
     """The files that `make test` runs."""
     return {*FIRST_OF_ROW.findall(PROMISES.read_text()), *ALSO}
@@ -37,3 +40,11 @@ def leave_the_others_to_rest(items: Iterable[pytest.Item]) -> None:
     for item in items:
         if item.location[0] not in first:
             item.add_marker(pytest.mark.rest)
+
+
+def is_left_out(file: Path, expression: str) -> bool:
+    """Whether no test of this file is asked for by `-m` with this expression, because all have the
+    mark `rest`.
+    """
+    is_test = file.name.startswith("test_") and file.is_relative_to(ROOT)
+    return "not rest" in expression and is_test and str(file.relative_to(ROOT)) not in files()

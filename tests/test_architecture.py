@@ -109,9 +109,9 @@ BROAD = {
     "batch_system.batch.tasks.parameters": 1,  # an author's annotations are evaluated
     "batch_system.batch.tasks.declaration": 2,  # an author's constructor and properties
     "batch_system.batch.tasks.registry": 1,  # an author's class
-    "batch_system.batch.execution.body": 1,  # the attempt
+    "batch_system.batch.execution.attempt": 1,  # the attempt
     "batch_system.batch.pools.nursery_process": 1,  # an author's module
-    "batch_system.batch.execution.results": 2,  # an author's `expect`, and a result as text
+    "batch_system.batch.execution.ending": 2,  # an author's `expect`, and a result as text
     "batch_system.batch.firing.apscheduler": 2,  # a job must not stop the scheduler
     "batch_system.batch.firing.schedule_sync": 1,  # a background loop
     "batch_system.batch.retention.upkeep": 1,  # a background loop
@@ -129,6 +129,7 @@ not counted.
 MOST_LINES = 400
 MOST_LINES_OF_STORIES = 700
 MAIN_STORIES = {
+    "batch_system.batch.execution.attempt",
     "batch_system.batch.execution.engine",
     "batch_system.batch.incidents.checks",
     "batch_system.batch.incidents.noticing",

@@ -89,6 +89,8 @@ TOKENS: dict[str, dict[str, Any]] = {
         "create": access.create,
         "list": access.list_,
         "revoke": access.revoke,
+        "sessions": access.sessions,
+        "end-session": access.end_session,
     },
 }
 ALERTS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ from batch_system.words import short, utc
 
 if TYPE_CHECKING:
     from batch_system.operations.people.results import Change
-    from batch_system.verbs.access import CreateToken, ListChanges, RevokeToken
+    from batch_system.verbs.access import CreateToken, EndSession, ListChanges, RevokeToken
 
 
 @asks(
@@ -76,6 +76,33 @@ def revoke(asked: RevokeToken, as_json: AsJson = False) -> None:
         console.show_json(token)
     else:
         console.say(f"the token {token.name} is revoked")
+
+
+def sessions(as_json: AsJson = False) -> None:
+    """List the sign-ins of people that last, the newest first."""
+    from batch_system import console
+    from batch_system.verbs.access import ListSessions
+
+    listed = ask(lambda operations: operations(ListSessions()), needs_tasks=False).sessions
+    if as_json:
+        console.show_json(listed)
+    elif listed:
+        columns = ["id", "name", "role", "address", "created_at", "expires_at"]
+        console.show([each.model_dump() for each in listed], columns, as_json=False)
+    else:
+        console.warn("batch: nobody is signed in")
+
+
+@asks("asked", "batch_system.verbs.access:EndSession", names={"session": "SESSION"})
+def end_session(asked: EndSession, as_json: AsJson = False) -> None:
+    """End a sign-in, as `batch token sessions` lists it."""
+    from batch_system import console
+
+    ended = ask(lambda operations: operations(asked), needs_tasks=False)
+    if as_json:
+        console.show_json(ended)
+    else:
+        console.say(f"the session {ended.id} of {ended.name} has ended")
 
 
 COLUMNS = ["at", "actor", "source", "action", "task", "run", "target", "note"]

@@ -1,4 +1,4 @@
-"""`batch demo`."""
+"""`batch demo`. Alone, because `batch` imports what a command needs only when it runs."""
 
 from __future__ import annotations
 

@@ -271,6 +271,13 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch token list": "List the tokens.",
         "batch token list --json": "Print the list as JSON for a program.",
     },
+    "token sessions": {
+        "batch token sessions": "List who is signed in, since when and from where.",
+        "batch token sessions --json": "Print the list as JSON for a program.",
+    },
+    "token end-session": {
+        "batch token end-session 3fa91c22": "Sign a person out.",
+    },
     "token revoke": {"batch token revoke deploy": "Let the token be refused from now on."},
     "changes": {
         "batch changes": "Show the newest changes.",

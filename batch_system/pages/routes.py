@@ -89,6 +89,8 @@ routes = [
     live,
     page("/you", sign_in.show_you),
     action("/you/tokens", sign_in.make_token, "admin", sign_in.show_you),
+    action("/you/tokens/revoke", sign_in.revoke_token, "admin"),
+    action("/you/sessions/end", sign_in.end_a_session, "viewer"),
     action("/you/signout", sign_in.sign_out, "viewer"),
     PageRoute("/signin", sign_in.show_sign_in, methods=["GET"], include_in_schema=False),
     PageRoute("/signin", sign_in.sign_in, methods=["POST"], include_in_schema=False),

@@ -14,10 +14,11 @@ from batch_system.errors import BatchError, InvalidParameters
 from batch_system.operations.people import access
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.answers import GoTo, error_page, to_sign_in
-from batch_system.pages.frame.forms import fields_of, local_path
+from batch_system.pages.frame.forms import fields_of, local_path, verb_of
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
 from batch_system.pages.frame.viewer import Viewer, theme_in, zone_in
+from batch_system.verbs.access import EndSession, ListSessions, ListTokens, RevokeToken
 from batch_system.web.access import Guard
 from batch_system.web.csrf import refuse_foreign
 from batch_system.web.problems import Refused
@@ -92,8 +93,22 @@ async def show_you(request: Request, viewer: Viewer) -> str:
 
 
 async def _you(viewer: Viewer, secret: str = "", name: str = "") -> str:
-    shell = await shell_of(viewer, "you", "You")
-    return await render("you.html", **shell, address=viewer.address, secret=secret, name=name)
+    may_see_tokens = viewer.may("admin")
+    return await render(
+        "you.html",
+        **await shell_of(viewer, "you", "You"),
+        address=viewer.address,
+        secret=secret,
+        name=name,
+        tokens=[
+            each
+            for each in (await viewer.operations(ListTokens())).tokens
+            if each.revoked_at is None and (each.expires_at is None or each.expires_at > viewer.now)
+        ]
+        if may_see_tokens
+        else [],
+        sessions=(await viewer.operations(ListSessions())).sessions,
+    )
 
 
 async def make_token(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> str:
@@ -108,6 +123,20 @@ async def make_token(request: Request, viewer: Viewer, fields: Mapping[str, str]
         timedelta(days=int(days)),
     )
     return await _you(viewer, made.secret, made.name)
+
+
+async def revoke_token(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
+    """Revoke a token, and the sessions that were begun with it."""
+    await viewer.operations(verb_of(RevokeToken, fields))
+    request.app.guard.forget()
+    return GoTo("/you")
+
+
+async def end_a_session(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
+    """End a sign-in: one's own, or for an admin anybody's."""
+    await viewer.operations(verb_of(EndSession, fields))
+    request.app.guard.forget()
+    return GoTo("/you")
 
 
 async def sign_out(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:

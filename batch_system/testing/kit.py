@@ -22,8 +22,7 @@ from batch_system.operations.runs import quarantine
 from batch_system.settings.reading import get_settings
 from batch_system.settings.urls import async_url
 from batch_system.testing.driven import DrivenService
-from batch_system.testing.failures import Failures
-from batch_system.testing.made_upstream import Given, MadeUpstreams
+from batch_system.testing.instances import Failures, Given, MadeUpstreams
 from batch_system.testing.recorder import Recorder
 from batch_system.testing.records import CommittedChunk as CommittedChunk
 from batch_system.testing.records import (

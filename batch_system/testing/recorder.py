@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from batch_system.batch.context.attempt_state import Loop, Loops
 from batch_system.batch.context.current_run import current_run, state_of
-from batch_system.batch.context.loop_positions import Loop, Loops
 from batch_system.batch.ledger.attempts import Outcome
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.tasks.base import BaseTask

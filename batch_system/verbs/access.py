@@ -14,6 +14,8 @@ from batch_system.operations.people.results import (
     MOST_CHANGES,
     ChangePage,
     NewToken,
+    Session,
+    SessionList,
     Token,
     TokenList,
 )
@@ -115,3 +117,36 @@ class RevokeToken(
         from batch_system.operations.people import access
 
         return await access.revoke_token(context, self.name)
+
+
+class ListSessions(Verb, role="viewer", http=get("/sessions", tag="tokens")):
+    """List the sign-ins that last, the newest first: those of all people for an admin, else one's
+    own.
+    """
+
+    async def perform(self, context: Context) -> SessionList:
+        from batch_system.operations.people import access
+
+        return SessionList(sessions=list(await access.list_sessions(context)))
+
+
+class EndSession(
+    Verb,
+    role="viewer",
+    http=delete("/sessions/{session}", tag="tokens", revokes=True),
+    audit="session.end",
+):
+    """End a sign-in: of anybody for an admin, else one's own. Services refuse it within two
+    seconds.
+    """
+
+    session: Annotated[
+        str,
+        StringConstraints(pattern=r"^[0-9a-f]{6,64}$"),
+        Allowed("allowed: the id of a session, or at least its first six digits"),
+    ] = Field(description="The id of the session, or at least its first six digits.")
+
+    async def perform(self, context: Context) -> Session:
+        from batch_system.operations.people import access
+
+        return await access.end_other_session(context, self.session)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from functools import cache
 from inspect import Parameter, Signature
 from typing import Annotated, Any, cast
 
@@ -140,9 +141,12 @@ def router(tag: str) -> APIRouter:
     return APIRouter(tags=[tag], responses=PROBLEMS, route_class=AskedFirst)
 
 
+@cache
 def made_from_verbs() -> APIRouter:
     """The routes of all verbs that can be asked over HTTP. An address without names in braces comes
     first, because otherwise one with names would match its requests.
+
+    They are made once in a process, for all its applications.
     """
     made = APIRouter(responses=PROBLEMS, route_class=AskedFirst)
     asked = [(verb, http) for verb in all_verbs() if (http := verb.doors.http) is not None]

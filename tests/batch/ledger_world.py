@@ -23,7 +23,7 @@ from batch_system.batch.ledger import database_time, nodes
 from batch_system.batch.ledger.tables import new_id, runs
 from batch_system.batch.nodes.heartbeat import Heartbeat
 from batch_system.batch.nodes.new_tasks import NewTasks
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.live_reload import TasksFolder
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database

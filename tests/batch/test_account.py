@@ -22,7 +22,7 @@ from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.ledger import tables
 from batch_system.batch.ledger.tables import missed, new_id, nodes, runs, schedules, tasks
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.declaration import MISSED, Missed
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database

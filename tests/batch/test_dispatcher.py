@@ -16,7 +16,7 @@ from batch_system.batch.firing.dispatcher import Dispatcher
 from batch_system.batch.firing.firing import Fired
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.nodes.ledger_poll import LedgerChanges
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.config import get_settings
 from batch_system.database.engine import Database
 from batch_system.server.service import BatchService

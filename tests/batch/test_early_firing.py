@@ -22,7 +22,7 @@ from batch_system.batch.ledger import database_time, schedules, tables
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import new_id
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows, until

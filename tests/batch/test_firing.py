@@ -20,7 +20,7 @@ from batch_system.batch.ledger import tables, transitions
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.declaration import Alerts, Missed
 from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows

@@ -13,7 +13,7 @@ from batch_system import clock
 from batch_system.batch.context.attempt_state import MAX_WAITING_LINES, LogBuffer
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.tables import runs as runs_table
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.declaration import Missed, Retry
 from batch_system.database.engine import Database
 from batch_system.metrics.process import BOUNDS, Fate, Histogram, ProcessMetrics

@@ -23,7 +23,7 @@ from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.queue import claiming, concurrency
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.declaration import Missed
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database

@@ -18,7 +18,7 @@ from batch_system.batch.firing import pauses
 from batch_system.batch.ledger.states import CLAIMABLE
 from batch_system.batch.nodes import ledger_poll
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, heart_of, know, make_task, rows, until
 from tests.batch.test_runs import insert, new

@@ -55,7 +55,7 @@ from batch_system.batch.nodes.roles import BY_HAND, Roles
 from batch_system.batch.placing.demand import demand, running
 from batch_system.batch.placing.placing import DUTY
 from batch_system.batch.queue import cancel, claiming, enqueue, retry, unserved
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.retention.pruning import Pruner
 from batch_system.batch.retention.retention import Keep
 from batch_system.batch.tasks.registry import Task
@@ -746,7 +746,9 @@ async def _fill(ledger: Database, application: Database) -> dict[str, Task]:
     gaps |= {"first_slot": long_ago, "last_slot": long_ago}
     missed = [{"id": new_id(), "task": f"over-{n % 10}", **gaps} for n in range(len(stopped))]
     held = {"state": "running", "attempt": 1, "attempt_started_at": now, "exclusive": None}
-    running = [new(f"many-{n}", node=stopped[n % 50]["id"], **held) for n in range(len(stopped))]
+    # Of few tasks: the watch asks for the usual duration of each task with a run.
+    held_by = [each["id"] for each in stopped[:50]]
+    running = [new(f"many-{n % 100}", node=held_by[n % 50], **held) for n in range(len(stopped))]
     async with ledger.engine.begin() as connection:
         await connection.execute(tables.nodes.insert(), stopped)
         await connection.execute(tables.missed.insert(), missed)

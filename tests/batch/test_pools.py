@@ -25,7 +25,7 @@ from batch_system.batch.nodes.node import Node
 from batch_system.batch.nodes.orphans import rescue
 from batch_system.batch.nodes.roles import BY_HAND, SERVICE, Roles
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.registry import Task, TaskRegistry
 from batch_system.config import get_settings
 from batch_system.database.engine import Database

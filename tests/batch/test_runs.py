@@ -21,7 +21,7 @@ from batch_system.batch.ledger.states import FINAL, TRANSITIONS, Origin, Rank, R
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.nodes import ledger_poll
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, know, make_task, rows
 

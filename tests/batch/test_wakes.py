@@ -24,7 +24,7 @@ from batch_system.batch.nodes import heartbeat, listener
 from batch_system.batch.nodes.heartbeat import Heartbeat
 from batch_system.batch.nodes.ledger_poll import LedgerChanges
 from batch_system.batch.queue import cancel
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.config import get_settings
 from batch_system.database.engine import Database
 from batch_system.server.service import BatchService

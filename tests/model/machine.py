@@ -34,7 +34,7 @@ from batch_system.batch.ledger.states import RunState
 from batch_system.batch.nodes import ledger_poll, orphans
 from batch_system.batch.nodes.node import Node
 from batch_system.batch.queue import claiming, enqueue, upstream_results
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.queue.concurrency import Head
 from batch_system.batch.tasks.after import After
 from batch_system.batch.tasks.declaration import Missed

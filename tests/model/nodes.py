@@ -16,7 +16,7 @@ from batch_system.batch.ledger import attempts, nodes, transitions
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.nodes import orphans
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
 from tests.model.plain import ACTIVE, slots
 

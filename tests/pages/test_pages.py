@@ -103,7 +103,7 @@ async def test_every_form_needs_its_csrf_token_and_its_role(people: People) -> N
         assert (
             await people.admin.client.post(path, data={"csrf": csrf}, headers=foreign)
         ).status_code == 403, path
-        if path != "/you/signout":
+        if path not in ("/you/signout", "/you/sessions/end"):  # a viewer may send these
             await people.viewer.send(path, 403)
 
 
@@ -486,6 +486,33 @@ async def test_an_admin_makes_a_token_that_is_shown_once(people: People) -> None
         await people.admin.send(
             "/you/tokens", 422, **{"name": "other", "role": "viewer", "days": "7", **wrong}
         )
+
+
+async def test_sessions_and_tokens_are_listed_and_ended_by_an_admin_and_by_their_own_person(
+    people: People,
+) -> None:
+    def ids(page: str) -> list[str]:
+        return re.findall(r'name="session" value="([0-9a-f]{12})"', page)
+
+    (own,) = ids(await people.viewer.page("/you"))
+    every = ids(await people.admin.page("/you"))
+    assert len(every) == 3 and own in every
+    (other, *_) = [each for each in every if each != own]
+    await people.viewer.send("/you/sessions/end", 404, session=other)
+    await people.admin.send("/you/sessions/end", session=own)
+    assert (await people.viewer.client.get("/you")).status_code == 303
+    answer = await people.admin.send("/you/tokens", 200, name="laptop", role="viewer", days="7")
+    (secret,) = re.findall(r"bt_[A-Za-z0-9_-]+", answer.text)
+    page = await people.admin.page("/you")
+    found = re.search(
+        r'value="([0-9a-f]{12})"><button[^>]*aria-label="Revoke the token laptop"', page
+    )
+    assert found is not None
+    await people.admin.send("/you/tokens/revoke", name=found[1])
+    given = {"Authorization": f"Bearer {secret}"}
+    assert (await people.nobody.get("/api/v1/tasks", headers=given)).status_code == 401
+    changes = await people.admin.page("/changes")
+    assert "ended the session of viewer" in changes and "revoked the token laptop" in changes
 
 
 async def test_a_form_that_is_too_large_is_refused(people: People) -> None:

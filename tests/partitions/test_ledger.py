@@ -23,7 +23,7 @@ from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.tables import attempts, pruned, runs
 from batch_system.batch.queue import claiming, enqueue, unserved
 from batch_system.batch.queue.cancel import request_cancel
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.queue.requests import Startable
 from batch_system.batch.queue.retry import retry
 from batch_system.batch.retention.pruning import Pruner

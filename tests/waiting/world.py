@@ -12,7 +12,7 @@ from batch_system.batch.firing.waiting import open_and_close
 from batch_system.batch.ledger import transitions
 from batch_system.batch.ledger.attempts import Outcome
 from batch_system.batch.ledger.states import RunState
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
 from tests.batch.ledger_world import NODE, fire, know, rows

@@ -136,6 +136,7 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     access.ListTokens: lambda w: {},
     access.CreateToken: lambda w: {"name": "laptop", "role": "viewer", "expires_in_days": 3},
     access.RevokeToken: lambda w: {"name": "laptop"},
+    access.ListSessions: lambda w: {},
     backups.ListBackups: lambda w: {},
     backups.ShowBackup: lambda w: {"name": w.backup},
     backups.VerifyBackup: lambda w: {"name": w.backup},
@@ -154,6 +155,7 @@ ELSEWHERE: dict[type[Verb], dict[str, Any]] = {
     bulks.BeginBackfill: {"name": "report", "preview": ID},
     incidents.SendTestMessage: {},  # in tests/incidents
     system.Diagnose: {},  # in tests/operations/test_doctor
+    access.EndSession: {"session": "3fa91c22"},  # in tests/pages/test_pages
 }
 """Questions that need more than this world has, which other tests ask."""
 SILENT = {"ResumeTasksAhead", "LeaveSlots", "ReopenSlots"}
@@ -241,17 +243,17 @@ async def test_a_lower_role_is_refused_by_both_doors_before_anything_is_looked_a
 
 
 def test_each_field_is_a_parameter_of_the_route() -> None:
-    paths = Api().openapi()["paths"]
+    document = Api().openapi()
     for verb in VERBS.values():
         http = verb.doors.http
         assert http is not None, f"{verb.__name__} has no route"
-        route = paths[f"/api/v1{http.path}"][http.method.lower()]
+        route = document["paths"][f"/api/v1{http.path}"][http.method.lower()]
         sent = {each["name"] for each in route.get("parameters", [])}
         body = route.get("requestBody", {}).get("content", {}).get("application/json", {})
         names = set(json.dumps(body).split('"'))
         schema = next((name for name in names if name.endswith(f"/{verb.__name__}")), "")
         if schema:
-            sent |= Api().openapi()["components"]["schemas"][verb.__name__]["properties"].keys()
+            sent |= document["components"]["schemas"][verb.__name__]["properties"].keys()
         named = {**http.headers, **http.query}
         assert {named.get(name, name) for name in verb.model_fields} <= sent, verb.__name__
 

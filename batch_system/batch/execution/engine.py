@@ -19,8 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system import clock, tracing
 from batch_system.batch.context import fencing
 from batch_system.batch.context.lease import LOST
-from batch_system.batch.execution.attempt import Attempt
-from batch_system.batch.execution.child_pool import ChildPool
+from batch_system.batch.execution.attempt import Attempt, ChildPool
 from batch_system.batch.execution.ending import Ending, log_outcomes, log_refused
 from batch_system.batch.execution.outcomes import (
     GROUP_LIMIT,
@@ -39,7 +38,7 @@ from batch_system.batch.nodes.harm import LostLease
 from batch_system.batch.nodes.ledger_poll import LedgerChanges
 from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import OWN_POOLS, Capacity
+from batch_system.batch.queue.claiming import OWN_POOLS, Capacity
 from batch_system.batch.tasks.registry import Task
 from batch_system.concurrency.background import Background, is_set_within
 from batch_system.concurrency.thread_pool import ThreadPool

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system import clock
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.queue import claiming
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.registry import Task
 
 PATIENCE_SECONDS = 5.0

@@ -26,7 +26,7 @@ from batch_system.batch.ledger import database_time
 from batch_system.batch.nodes.clock_steps import ClockSteps
 from batch_system.batch.nodes.ledger_poll import LOOK_SECONDS, LedgerChanges
 from batch_system.batch.nodes.outage import Outage
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.registry import Task
 from batch_system.concurrency.background import Background, is_set_within
 from batch_system.database.engine import Database

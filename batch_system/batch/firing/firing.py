@@ -24,7 +24,7 @@ from batch_system.batch.ledger.states import RunState
 from batch_system.batch.nodes.clock_steps import ClockStep, ClockSteps
 from batch_system.batch.nodes.ledger_poll import LOOK_SECONDS
 from batch_system.batch.queue.cancel import request_cancel
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.after import After
 from batch_system.batch.tasks.declaration import Missed
 from batch_system.batch.tasks.registry import Task

@@ -14,7 +14,7 @@ from batch_system.batch.firing.misfires import plan_all_missed
 from batch_system.batch.ledger import database_time, missed_ranges, schedules
 from batch_system.batch.ledger.missed_ranges import Cause
 from batch_system.batch.ledger.schedules import OpenSchedule
-from batch_system.batch.queue.capacity import Capacity
+from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.registry import Task
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from batch_system import clock
 from batch_system.batch.execution import attempt as attempts
-from batch_system.batch.execution.child_pool import PooledAttempt
+from batch_system.batch.execution.attempt import PooledAttempt
 from batch_system.batch.execution.ending import Ending
 from batch_system.batch.pools import child_json, frames
 from batch_system.batch.pools.exit_reasons import exit_error

@@ -23,7 +23,7 @@ from batch_system.batch.context.attempt_state import AttemptState, always_held
 from batch_system.batch.context.lease import SharedLease
 from batch_system.batch.context.upstream import Done, Upstream
 from batch_system.batch.execution import attempt
-from batch_system.batch.execution.body import Body
+from batch_system.batch.execution.attempt import Body
 from batch_system.batch.execution.ending import Ending
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.pools import child_json, frames, memory, parent_process

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from batch_system import tracing
 from batch_system.batch.context.lease import Lease
-from batch_system.batch.execution.child_pool import PooledAttempt
+from batch_system.batch.execution.attempt import PooledAttempt
 from batch_system.batch.execution.ending import Ending
 from batch_system.batch.pools import memory
 from batch_system.batch.pools.child import Child

@@ -24,12 +24,14 @@ from batch_system.errors import InvalidParameters, UnknownToken, WrongState
 from batch_system.escaping import echoed
 from batch_system.operations.asking.actor import ROLES, Actor, Role
 from batch_system.operations.asking.context import Context
-from batch_system.operations.people.results import NewSession, NewToken, Token
+from batch_system.operations.people.results import NewSession, NewToken, Session, Token
 
 LINK_TIME = timedelta(minutes=5)
 SESSION_TIME = timedelta(hours=12)
 LONGEST_VALIDITY = timedelta(days=3650)
 SECRET = re.compile(r"b([tls])_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+SESSION_DIGITS = 12
+"""The id of a session has this many digits where it is shown."""
 NO_FAILURES: Mapping[str, int] = MappingProxyType({})
 NAME = re.compile(r"[\w.@+-][\w .@+-]{0,98}[\w.@+-]|[\w.@+-]", re.ASCII)
 RESERVED = ("anonymous", "batch", "service", "sign-in link")
@@ -161,6 +163,41 @@ async def session(context: Context, secret: str, address: str | None) -> Actor |
     if row is None:
         return None
     return Actor(row["name"], row["role"], "page", address, row["token"], row["expires_at"])
+
+
+async def list_sessions(context: Context) -> Sequence[Session]:
+    """The sessions that last, the newest first: of all people for an admin, else one's own."""
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return []
+        now = await database_time.now_of(connection)
+        query = access.live_sessions(now, _whose(context))
+        return [_session(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def end_other_session(context: Context, begins: str) -> Session:
+    """End the session whose id begins so: of anybody for an admin, else one's own. Raises
+    UnknownToken.
+    """
+    async with context.databases.changing() as connection:
+        now = await database_time.now_of(connection)
+        query = access.live_sessions(now, _whose(context), begins)
+        rows = (await connection.execute(query)).mappings().all()
+        if len(rows) != 1:
+            raise UnknownToken(f"there is no session {echoed(begins)} that lasts")
+        await access.end_session(connection, rows[0]["id"], now)
+        name = rows[0]["name"]
+        await audit.record(connection, context.actor.by, "session.end", now, target=name)
+    return _session(rows[0])
+
+
+def _whose(context: Context) -> str | None:
+    """The person whose sessions the caller may see; None: those of all."""
+    return None if context.actor.role == "admin" else context.actor.name
+
+
+def _session(row: Mapping[Any, Any]) -> Session:
+    return Session.of({**row, "id": row["id"][:SESSION_DIGITS]})
 
 
 async def sign_out(context: Context, secret: str) -> None:

@@ -55,6 +55,26 @@ class NewSession(Result):
     __str__ = __repr__
 
 
+class Session(Result):
+    """A sign-in of a person that lasts. `id`: the beginning of the SHA-256 of its cookie. `token`:
+    the id of the token or link with which it was begun.
+    """
+
+    id: str
+    name: str
+    role: Role
+    token: str
+    address: str | None
+    created_at: datetime
+    expires_at: datetime
+
+
+class SessionList(Result):
+    """The sessions that last, the newest first."""
+
+    sessions: list[Session]
+
+
 MOST_CHANGES = 200
 
 

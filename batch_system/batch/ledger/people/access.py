@@ -18,6 +18,10 @@ TOKEN = "token"  # noqa: S105 - a kind of row, no secret
 LINK = "link"
 
 
+MOST_SESSIONS = 200
+"""A list has at most this many sessions."""
+
+
 async def add_token(connection: AsyncConnection, **columns: Any) -> bool:
     """Insert a token or a link. Returns False if another token that is not revoked has the same
     name.
@@ -108,6 +112,20 @@ def session(id: str, now: datetime) -> Select[Any]:
     return select(sessions).where(
         sessions.c.id == id, sessions.c.revoked_at.is_(None), sessions.c.expires_at > now
     )
+
+
+def live_sessions(now: datetime, name: str | None, begins: str = "") -> Select[Any]:
+    """A query for the sessions that are neither revoked nor expired, the newest first: of one
+    person, or of all. `begins`: the beginning of the id.
+    """
+    query = (
+        select(sessions)
+        .where(sessions.c.revoked_at.is_(None), sessions.c.expires_at > now)
+        .order_by(sessions.c.created_at.desc())
+        .limit(MOST_SESSIONS)
+    )
+    query = query.where(sessions.c.id.startswith(begins, autoescape=True)) if begins else query
+    return query.where(sessions.c.name == name) if name is not None else query
 
 
 async def end_session(connection: AsyncConnection, id: str, now: datetime) -> None:
