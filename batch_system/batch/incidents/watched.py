@@ -35,6 +35,7 @@ class WatchedTask:
       muted_until: Until then nothing is sent about the task.
       mutes: The maintenance windows during which nothing is sent about it, also planned ones.
       maintenance: The id of the maintenance window that has paused it.
+      warns_at_risk: Whether an incident opens when a deadline is in danger.
       deadline_until: Its deadlines were checked up to this instant.
       zone: The zone of its schedule; UTC for a task without one.
       is_secret: Whether it has the tag "secret". Messages then contain no text from its runs.
@@ -51,6 +52,7 @@ class WatchedTask:
     to: tuple[str, ...]
     quiet: str | None
     deadline: str | float | None
+    warns_at_risk: bool
     expect_every: float | None
     each_slot_counts: bool
     paused_at: datetime | None
@@ -89,6 +91,7 @@ class WatchedTask:
             to=tuple(alerts.get("to") or ()),
             quiet=alerts.get("quiet"),
             deadline=declared.get("deadline"),
+            warns_at_risk=bool(alerts.get("at_risk")),
             expect_every=declared.get("expect_every"),
             each_slot_counts=bool(declared.get("each_slot_counts")),
             paused_at=row.paused_at,

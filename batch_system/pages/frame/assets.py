@@ -21,6 +21,7 @@ STYLES = (
     "phone.css",
     "tasks.css",
     "incidents.css",
+    "forecast.css",
     "changes.css",
 )
 """The style sheets, which are sent as one in this order."""
