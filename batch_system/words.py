@@ -79,6 +79,9 @@ INCIDENTS = {
     IncidentKind.MISSED: IncidentWord("slots of {task} did not run", "Slots were missed"),
     IncidentKind.LATE: IncidentWord("{task} is late", "Slots are late"),
     IncidentKind.SLOW: IncidentWord("{task} is slow", "A run takes too long"),
+    IncidentKind.AT_RISK: IncidentWord(
+        "the deadline of {task} is in danger", "A deadline is in danger", chip="deadline at risk"
+    ),
     IncidentKind.DEADLINE: IncidentWord(
         "{task} has missed its deadline", "A deadline was missed", chip="deadline missed"
     ),
@@ -101,6 +104,12 @@ INCIDENTS = {
         "A backup can't be relied on",
         chip="alarm",
         subject="Backup",
+    ),
+    IncidentKind.PAUSED: IncidentWord(
+        "{task} has been paused for long",
+        "A pause may have been forgotten",
+        chip="paused for long",
+        subject="Pause",
     ),
     IncidentKind.POOL: IncidentWord(
         "a pool is not served",

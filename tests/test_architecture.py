@@ -61,6 +61,8 @@ annotations.)
 PURE = (
     *(
         "batch_system.batch.firing.misfires",
+        "batch_system.batch.incidents.forecast",
+        "batch_system.batch.incidents.forecast_telling",
         "batch_system.batch.cron.cron",
         "batch_system.batch.ledger.states",
         "batch_system.batch.tasks.declaration",

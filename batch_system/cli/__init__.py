@@ -111,6 +111,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "demo": demo.demo,
         "work": work.work,
         "night": night.night,
+        "forecast": night.forecast,
         "status": status.status,
         "doctor": status.doctor,
         "nodes": status.nodes,

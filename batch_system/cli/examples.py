@@ -25,6 +25,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch night --since 7d --zone Europe/Berlin": "Say it of the last seven days.",
         "batch night --json": "Print the same as JSON for a program.",
     },
+    "forecast": {
+        "batch forecast": "Say which promised deadlines are in danger, and what decides it.",
+        "batch forecast --zone Europe/Berlin": "Say it with the times of Berlin.",
+    },
     "status": {
         "batch status": "Say whether something is wrong, and what.",
         "batch status --json": "Print the same as JSON for a monitor.",

@@ -1,8 +1,8 @@
-"""`batch night`."""
+"""`batch night` and `batch forecast`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from batch_system.cli.asked import asks
@@ -12,9 +12,9 @@ from batch_system.operations.runs import blocking
 from batch_system.words import short
 
 if TYPE_CHECKING:
-    from batch_system.operations.night.results import DidNotRun, Need, Night
+    from batch_system.operations.night.results import DidNotRun, Forecasts, Need, Night
     from batch_system.operations.runs.waiting import LateRun
-    from batch_system.verbs.night import ShowNight
+    from batch_system.verbs.night import ShowForecast, ShowNight
 
 NEEDS_A_PERSON = ("alarm", "bad")
 SHOWN = 20
@@ -36,6 +36,53 @@ def night(asked: ShowNight, as_json: AsJson = False) -> None:
     else:
         _show(answer)
     raise SystemExit(FAILED if answer.level in NEEDS_A_PERSON else 0)
+
+
+@asks("asked", "batch_system.verbs.night:ShowForecast")
+def forecast(asked: ShowForecast, as_json: AsJson = False) -> None:
+    """Say which promised deadlines are in danger, and what decides it.
+
+    They are those of the last night and of the next twelve hours. The exit code is 1 if a deadline
+    that has not passed will be missed or is at risk, otherwise it is 0.
+    """
+    from batch_system import console
+    from batch_system.escaping import line
+    from batch_system.operations.night.sentence import in_danger
+
+    answer = ask(lambda operations: operations(asked), needs_tasks=False)
+    if as_json:
+        console.show_json(answer)
+    elif not answer.slots:
+        console.say("no task has promised anything: none has a deadline")
+    else:
+        console.write(line(answer.sentence or "No promise is in danger."))
+        for each in _lines_of(answer):
+            console.write(line(each))
+        if answer.more:
+            console.say(f"and {answer.more:,} more")
+    raise SystemExit(FAILED if in_danger(answer) else 0)
+
+
+def _promises(answer: Forecasts) -> Iterator[dict[str, Any]]:
+    from batch_system.batch.incidents.forecast_telling import WORDS
+
+    for each in answer.slots:
+        if each.state in ("late", "at_risk"):
+            yield {
+                "task": each.task,
+                "promised": each.deadline,
+                "forecast": WORDS[each.state],
+                "about": each.ends_at,
+                "retry by": each.retry_until,
+                "why": each.why,
+            }
+
+
+def _lines_of(answer: Forecasts) -> Iterator[str]:
+    from batch_system.batch.incidents.forecast_telling import WORDS
+
+    for each in answer.slots:
+        yield f"{WORDS[each.state]}: {each.text}{f'. {each.why}' if each.why else ''}"
 
 
 def _show(answer: Night) -> None:
@@ -63,6 +110,8 @@ def _show(answer: Night) -> None:
             f"Accounted from {answer.accounted_from:%Y-%m-%d %H:%M} UTC: earlier slots are still "
             "being counted."
         )
+    if answer.forecast is not None:
+        _table("Will it be there in time?", [*_promises(answer.forecast)])
     _table("Needs a person", [_need(need) for need in answer.needs])
     _table("Late or slow now", [_late(run) for run in answer.late])
     _table("Did not run, and why", [_cause(each) for each in answer.did_not_run])

@@ -24,6 +24,8 @@ MOST_TIMES = 8
 """After a turn has reached its limit, the next one may take twice as long, up to this many times
 the first limit.
 """
+STOP_SECONDS = 3.0
+"""How long a loop that is stopped may take until it is cancelled once more."""
 
 
 OnEnd = Callable[["Background", BaseException | None], None]
@@ -66,9 +68,15 @@ class Background(ABC):
         return not self.work.done()
 
     async def stop(self) -> None:
+        """End the loop. Its cleanup has STOP_SECONDS, for after them it is cancelled again.
+
+        With Python 3.11, older SQLAlchemy 2.0 drops a cancel that comes just as a wait for a
+        connection ends.
+        """
         self._is_asked_to_end = True
-        self.work.cancel()
-        await asyncio.wait([self.work])
+        while self.is_alive:
+            self.work.cancel()
+            await asyncio.wait([self.work], timeout=STOP_SECONDS)
 
     def stack(self) -> str:
         """Where the loop is now, as the lines of a traceback. Any thread may call it."""

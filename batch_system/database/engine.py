@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool
+from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from batch_system import clock
 from batch_system.concurrency import limits
@@ -416,10 +417,17 @@ def _sqlite_engine(url: URL, pool_size: int, pooled: bool, given: dict[str, Any]
     engine = create_async_engine(url, connect_args=connect, **options, **given)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     dialect: Any = engine.dialect
-    if not dialect.has_terminate:  # SQLAlchemy 2.0 leaves the file locked instead
+    if not dialect.has_terminate:  # older SQLAlchemy 2.0 leaves the file locked instead
         dialect.has_terminate = True
-        dialect.do_terminate = lambda connection: connection.driver_connection.stop()
+        dialect.do_terminate = _stop
     return engine
+
+
+def _stop(connection: Any) -> None:
+    """Close a connection to SQLite, and wait for that unless the garbage collector has asked."""
+    ended = connection.driver_connection.stop()
+    if ended is not None and in_greenlet():
+        await_only(asyncio.shield(ended))
 
 
 def execute_once(connection: Any, statement: str) -> Any:

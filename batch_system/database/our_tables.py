@@ -18,6 +18,7 @@ LEDGER_TABLES = frozenset(
         "fingerprints",
         "incidents",
         "log",
+        "maintenance",
         "missed",
         "nodes",
         "outbox",

@@ -80,6 +80,7 @@ _TOLD = (
         says="rendered statements",
         owner="finance #finance-data",
         runbook=f"{WIKI}/renderer-disk",
+        attributes=(("deadline", '"12:00"'),),
         is_old=True,
     ),
     Part(
@@ -104,7 +105,11 @@ _TOLD = (
         says="exported movements",
         owner="warehouse #warehouse",
         runbook=f"{WIKI}/warehouse-export",
-        attributes=(("overlap", '"wait"'), ("timeout", "6 * 3600.0")),
+        attributes=(
+            ("overlap", '"wait"'),
+            ("timeout", "6 * 3600.0"),
+            ("deadline", "timedelta(hours=4)"),
+        ),
         is_old=True,
     ),
     Part(
@@ -465,9 +470,13 @@ _SELDOM: Sequence[tuple[_Row, str]] = (
 )
 
 
+_DEADLINES = {"data_mart": "07:00", "weekly_close": "12:00"}
+
+
 def _part(row: _Row, zone: str = "UTC", *, is_old: bool = False) -> Part:
     name, description, cron, usual, items, says, owner = row
     is_flaky = name == "tracking_poll"
+    promised = (("deadline", f'"{_DEADLINES[name]}"'),) if name in _DEADLINES else ()
     return Part(
         *(name, description, cron, usual, zone),
         items=items,
@@ -475,7 +484,7 @@ def _part(row: _Row, zone: str = "UTC", *, is_old: bool = False) -> Part:
         owner=owner,
         is_old=is_old,
         flaky=('httpx.ConnectTimeout("tracking.carrier.example")', 0.05) if is_flaky else None,
-        attributes=(("retry", "Retry(attempts=3, wait=30)"),) if is_flaky else (),
+        attributes=(("retry", "Retry(attempts=3, wait=30)"),) if is_flaky else promised,
     )
 
 

@@ -118,7 +118,9 @@ def source_of(part: Part) -> str:
     ]
     modules = [name for name in ("httpx", "jinja2") if f"{name}." in (part.raises or "")]
     imports = "".join(f"import {name}\n" for name in modules)
-    dates = "from datetime import datetime\n" if "datetime" in part.parameter else ""
+    said = f"{part.parameter} {_all_of(part)}"
+    times = ", ".join(name for name in ("datetime", "timedelta") if name in said)
+    dates = f"from datetime import {times}\n" if times else ""
     parameters = f", {part.parameter}" if part.parameter else ""
     return f'''"""{part.description}. The work is made up."""
 

@@ -17,6 +17,7 @@ from batch_system import clock
 from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.firing import task_sync
 from batch_system.batch.firing.misfires import plan_slots
+from batch_system.batch.incidents import deadlines
 from batch_system.batch.ledger import missed_ranges, nodes, schedules, wakes
 from batch_system.batch.ledger.people import audit
 from batch_system.batch.ledger.people.audit import By
@@ -104,6 +105,8 @@ async def _know(stage: Stage, names: Collection[str]) -> None:
         await task_sync.record_tasks(
             connection, {name: stage.tasks[name] for name in names}, clock.now()
         )
+        # Most runs are written after the watch has looked, so deadlines count from the end on.
+        await deadlines.record(connection, names, NOW)
         await schedules.open_new(connection, wanted, stage.nodes[0], clock.now())
         await wakes.catalog_changed(connection)
         for number in (0, 1) if clock.now() >= FORTNIGHT else ():

@@ -23,6 +23,7 @@ from batch_system.errors import BatchError
 from batch_system.logs import get_logger
 from batch_system.operations.asking.actor import Actor
 from batch_system.operations.night.night import night as night_of
+from batch_system.operations.night.sentence import in_danger
 from batch_system.operations.operations import Operations
 from batch_system.words import kept_back_in_words
 
@@ -112,6 +113,10 @@ class Digest(Background):
 def text_of(night: Night) -> str:
     """The summary as plain text."""
     lines = [night.headline, night.sentence]
+    lines += [
+        f"- {each.text}{f'. {each.why}' if each.why else ''}"
+        for each in in_danger(night.forecast)[:MOST_ROWS]
+    ]
     for need in night.needs[:MOST_ROWS]:
         owner = f" ({need.owner})" if need.owner else ""
         keeps = f"; keeps back {kept_back_in_words(need.keeps_back)}" if need.keeps_back else ""

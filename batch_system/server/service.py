@@ -534,6 +534,7 @@ def _thresholds(settings: Settings) -> Thresholds:
         slow_factor=settings.BATCH_ALERT_SLOW_FACTOR,
         node_after=settings.BATCH_ALERT_NODE_AFTER,
         backup_after=settings.BATCH_ALERT_BACKUP_AFTER,
+        paused_after=settings.BATCH_ALERT_PAUSED_AFTER,
         repeat=settings.BATCH_ALERT_REPEAT,
     )
 

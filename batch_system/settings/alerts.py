@@ -85,6 +85,12 @@ class AlertSettings(BaseSettings):
         le=366 * DAY,
         description="Age in seconds at which the newest verified backup is an incident.",
     )
+    BATCH_ALERT_PAUSED_AFTER: float = Field(
+        7 * DAY,
+        ge=0,
+        le=366 * DAY,
+        description="Age in seconds at which a pause without an end is an incident. 0: never.",
+    )
     BATCH_ALERT_REPEAT: float = Field(
         0.0,
         ge=0,

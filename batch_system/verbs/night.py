@@ -6,19 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from batch_system.operations.night.results import Night, Status
+from batch_system.operations.night.results import Forecasts, Night, Status
 from batch_system.verbs.fields import Since
 from batch_system.verbs.verb import Verb, get
 
 if TYPE_CHECKING:
     from batch_system.operations.asking.context import Context
 
+_ESTIMATED = {
+    "ends_at": True,
+    "text": True,
+    "why": True,
+    "path": {"__all__": {"ends_at", "begins_at"}},
+}
 PASSING: dict[str, Any] = {
     **dict.fromkeys(("as_of", "last_beat"), True),
     "slots": {"recounted_until"},
     "backup": {"age"},
     "next": {"until"},
     "late": {"__all__": {"elapsed", "eta"}},
+    "forecast": {"as_of": True, "until": True, "slots": {"__all__": _ESTIMATED}},
 }
 """What changes in the answer about the night while nothing happens."""
 
@@ -65,3 +72,30 @@ class ShowNight(
         from batch_system.operations.night import night
 
         return await night.night(context, self.since, self.until, self.zone)
+
+
+class ShowForecast(
+    Verb,
+    role="viewer",
+    http=get(
+        "/forecast",
+        tag="service",
+        about="A slot ends when the progress of its run says so, else after as long as half of the "
+        "last successful runs have taken at most; it begins when the last of what it waits for has "
+        "ended.",
+    ),
+):
+    """Say which promised deadlines of this night were kept, will be kept, are at risk or will be
+    missed, up to twelve hours ahead, and what decides it.
+    """
+
+    zone: str = Field(
+        "UTC",
+        max_length=100,
+        description="The time zone of the night and of the text, such as Europe/Berlin.",
+    )
+
+    async def perform(self, context: Context) -> Forecasts:
+        from batch_system.operations.night import night
+
+        return await night.forecasts(context, self.zone)

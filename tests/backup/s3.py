@@ -93,6 +93,13 @@ def bucket(s3_server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> Bu
     return made
 
 
+def close(listening: socket.socket) -> None:
+    """Close a socket that a thread may be waiting on, which would keep the port open."""
+    with suppress(OSError):  # macOS shuts no such socket down, but ends the wait
+        listening.shutdown(socket.SHUT_RDWR)
+    listening.close()
+
+
 class Network:
     """Forwards bytes to a port until it is cut, by the test or after a number of bytes from the
     client.
@@ -106,7 +113,7 @@ class Network:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        self._listening.close()
+        close(self._listening)
 
     @property
     def is_cut(self) -> bool:
@@ -176,4 +183,4 @@ def refusing(status: int, code: str) -> Iterator[int]:
     try:
         yield listening.getsockname()[1]
     finally:
-        listening.close()
+        close(listening)

@@ -22,9 +22,9 @@ from batch_system.batch.chunks import quarantine
 from batch_system.batch.chunks.checkpoints import UPSERT_WITH_FENCE
 from batch_system.batch.chunks.keyset_pages import Pages
 from batch_system.batch.firing import firing, pauses
-from batch_system.batch.incidents import durations, noticing, telling
+from batch_system.batch.incidents import durations, noticing, promises, telling
 from batch_system.batch.incidents.checks import Checks
-from batch_system.batch.incidents.watched import Thresholds, watched_tasks
+from batch_system.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
 from batch_system.batch.ledger import (
     attempts,
     buckets,
@@ -116,6 +116,8 @@ IN_ORDER = {
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
     r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_previews",
+    "forecast": r"USING INDEX (ix_batch_nodes_live|ix_batch_runs_held)$"
+    r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
     "notice": r"USING INDEX "
     r"(ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
@@ -237,7 +239,11 @@ PLANS = {
             "ix_batch_waits_slot",
             "ix_batch_runs_waits",
         ),
-        *("ix_batch_runs_state_created", "ix_batch_runs_parts"),
+        *("ix_batch_runs_state_created", "ix_batch_runs_parts", "ix_batch_runs_in_the_way"),
+    },
+    "forecast": {
+        *("ix_batch_runs_in_the_way", "ix_batch_runs_held"),
+        *("ix_batch_runs_waiting", "ix_batch_runs_queue", "uq_batch_schedules_open"),
     },
     "beat": set(),
     "hold": {"ix_batch_runs_held"},
@@ -580,6 +586,8 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await night_reading.failed_slots(connection, failed_slots, now - later, now)
             await night_reading.beside(connection, now - later, now)
             await schedules.in_use(connection)
+        with plans.of("forecast"):
+            await _ask_for_a_forecast(connection, seen)
     with plans.of("night"):
         await Operations(ledger, application, Loaded, Settings())(ShowStatus())
     asked = Operations(ledger, application, Loaded, Settings())
@@ -593,6 +601,15 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
         await overview.overview(
             Operations(ledger, application, Loaded, Settings()).context, "all", "", 0
         )
+
+
+async def _ask_for_a_forecast(connection: AsyncConnection, seen: dict[str, WatchedTask]) -> None:
+    """Of slots that have runs, and with no free place."""
+    now = clock.now()
+    asked = await promises.read(connection, seen.values(), now - timedelta(hours=1), now)
+    assert asked.promises
+    await promises._awaited(connection, [new_id()])
+    await promises._with_rooms(connection, asked.facts, {"default"})
 
 
 async def _send_what_people_send(plans: Plans, ledger: Database) -> None:

@@ -107,8 +107,7 @@ class Unreadable(Exception):
 
 UNSHOWABLE = SyntaxError("no good")
 # It can't be formatted with its traceback.
-UNSHOWABLE.lineno = 1
-UNSHOWABLE.text = 5  # type: ignore[assignment]
+UNSHOWABLE.lineno = Unreadable()  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("is_async", [True, False])

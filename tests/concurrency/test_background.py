@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+import pytest
+
+from batch_system.concurrency import background
 from batch_system.concurrency.background import Background, is_set_within
 
 
@@ -30,6 +34,25 @@ async def test_a_loop_that_is_woken_as_it_is_stopped_ends() -> None:
         async with asyncio.timeout(5):
             await looping.stop()
         assert not looping.is_alive
+
+
+async def test_a_loop_ends_although_a_library_has_dropped_a_cancel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(background, "STOP_SECONDS", 0.05)
+
+    class Dropping(Looping):
+        async def _loop(self) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.woken.wait()
+            await super()._loop()
+
+    dropping = Dropping()
+    dropping.start()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await dropping.stop()
+    assert dropping.work.cancelled()
 
 
 async def test_the_return_value_says_whether_the_event_was_set_in_time() -> None:

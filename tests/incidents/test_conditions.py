@@ -44,7 +44,8 @@ from batch_system.database.engine import Database
 from batch_system.operations.asking.context import Loaded
 from batch_system.operations.operations import Operations
 from batch_system.settings.reading import get_settings
-from batch_system.verbs.maintenance import MuteTasks
+from batch_system.verbs.maintenance import MuteTasks, PauseTasks
+from batch_system.verbs.tasks import PauseTask, ResumeTask
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
 from tests.incidents.watching import Watching, ended, failed, started, succeeded, watching
 
@@ -710,6 +711,27 @@ async def test_items_that_an_attempt_put_into_quarantine_are_an_incident_althoug
     await watch.turn(2)
     (incident,) = await opened(watch, "quarantine")
     assert (incident["task"], incident["text"]) == ("load", "it has put items into quarantine")
+
+
+async def test_a_pause_without_an_end_that_lasts_for_long_may_have_been_forgotten(
+    ledger: Database, watch: Watching
+) -> None:
+    loaded = await know(ledger, *(make_task(name) for name in ("load", "brief", "a", "b")))
+    operations = Operations(ledger, ledger, lambda: Loaded({}, []), get_settings(), are_ready=True)
+    await operations(PauseTask(name="load"))
+    await operations(PauseTask(name="brief", until=START + timedelta(days=20)))
+    await operations(PauseTasks(all_tasks=True))
+    await checked(watch, timedelta(days=6).total_seconds())
+    assert await opened(watch, "paused") == []
+    await checked(watch, timedelta(days=1).total_seconds() + 1)
+    window, own = sorted(await opened(watch, "paused"), key=lambda row: row["task"])
+    assert own["task"] == "load" and "for 7 days; `batch resume load` lets it fire" in own["text"]
+    assert (window["task"], window["count"]) == ("", 1)  # one incident for both tasks of it
+    assert "many tasks are paused by" in window["text"]
+    await operations(ResumeTask(name="load"))
+    await checked(watch)
+    assert [row["id"] for row in await opened(watch, "paused")] == [window["id"]]
+    assert len(loaded) == 4
 
 
 # What is held back.

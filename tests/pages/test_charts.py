@@ -15,12 +15,14 @@ import pytest
 
 from batch_system.operations.night.lanes import Cell, Lane, LaneRun
 from batch_system.operations.night.page import Column
+from batch_system.operations.night.results import ForecastStep, SlotForecast
 from batch_system.operations.night.sparks import Spark
 from batch_system.operations.tasks.history import Day, TaskHistory, Took
 from batch_system.operations.tasks.results import TaskSummary
 from batch_system.operations.tasks.timeline import AttemptSpan, TaskLane, Timeline
 from batch_system.pages.charts.axis import Axis
 from batch_system.pages.charts.day_map import day_map, took_chart
+from batch_system.pages.charts.forecast_chart import path_chart
 from batch_system.pages.charts.night_chart import axis_of, night_chart
 from batch_system.pages.charts.night_lanes import drawn
 from batch_system.pages.charts.spark_chart import spark_boxes
@@ -263,3 +265,46 @@ def test_the_timeline_of_tasks_has_them_too_and_other_days_have_none() -> None:
         html = lines.row(timeline.groups[0].lanes[0], timeline, "")
         assert html.count('class="s-mark"') == line and f"load {time}: succeeded" in html
         assert lines.head(timeline, 12).count("03:00 → 02:00") == line
+
+
+def test_the_path_of_a_promise_is_drawn_in_its_order_and_its_words_stand_where_they_fit() -> None:
+    def step(task: str, begins: float, ends: float, state: str | None, **more: Any) -> ForecastStep:
+        return ForecastStep(
+            task=task,
+            slot=NOW - 4 * HOUR,
+            run=None,
+            state=state,
+            is_over=state == "succeeded",
+            obstacle=None,
+            begins_at=NOW + begins * HOUR,
+            ends_at=NOW + ends * HOUR,
+            usual=1_800.0,
+            **more,
+        )
+
+    path = [
+        step("orders", -4, -3.9, "succeeded"),
+        step("a_name_of_more_than_18_characters", -3.9, 0.5, "running", done=89, total=100),
+        step("report", 0.5, 1, "waiting"),
+    ]
+    found = SlotForecast(
+        task="report",
+        slot=NOW - 4 * HOUR,
+        deadline=NOW + HOUR / 3,
+        state="late",
+        ends_at=NOW + HOUR,
+        retry_until=None,
+        text="",
+        why="",
+        path=path,
+    )
+    chart = path_chart(found, NOW, BERLIN)
+    _, second, last = chart.rows
+    assert [bar.css for row in chart.rows for bar in row.bars] == [
+        *("f-succeeded", "f-running", "s-exp", "s-exp")
+    ]
+    assert second.name == "a_name_of_more_th…" and second.is_inside
+    assert second.words == "since 03:48, 89 % done, about 08:12"
+    assert last.is_left and last.words == "waits for it, then takes about 30 min"
+    assert chart.now < chart.promised < (chart.about or 0) < 100
+    assert all(bar.x + bar.width <= 100 for row in chart.rows for bar in row.bars)

@@ -231,9 +231,11 @@ async def test_nothing_of_the_service_is_open_in_a_child(world: World) -> None:
     assert len(numbers) == 3
     for opened in kinds:
         # stdin, stdout and stderr; three sockets: to the service, and two of its event loop, which
-        # has one more file; and the lease, whose mapping has a copy of its descriptor.
+        # has one more file; and the lease, whose mapping has a copy of its descriptor. From 3.5 on,
+        # libffi, with which ctypes calls, keeps its own file open.
         assert opened[:3] == ["/dev/null", "pipe", "pipe"]
-        assert sorted(opened[3:]) == ["/memfd"] * 2 + ["anon_inode"] + ["socket"] * 3
+        rest = sorted(kind for kind in opened[3:] if "/libffi.so" not in kind)
+        assert rest == ["/memfd"] * 2 + ["anon_inode"] + ["socket"] * 3
     assert all(ending.result[2:] == [True, []] for ending in endings)
 
 

@@ -115,6 +115,7 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     system.ListPools: lambda w: {},
     night.ShowStatus: lambda w: {},
     night.ShowNight: lambda w: {"zone": "Asia/Tokyo"},
+    night.ShowForecast: lambda w: {"zone": "Asia/Tokyo"},
     incidents.ListIncidents: lambda w: {"state": "all"},
     why.WhyRun: lambda w: {"run": w.run},
     why.WhyTask: lambda w: {"name": "report"},

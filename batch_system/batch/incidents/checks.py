@@ -20,6 +20,7 @@ from batch_system.batch.firing.unfired import NotFired
 from batch_system.batch.incidents import (
     deadlines,
     durations,
+    forecast_check,
     made_good,
     noticing,
     outages,
@@ -258,7 +259,9 @@ class Checks:
         wrong next.
         """
         silent, next_silent = await overdue.silent_tasks(watched, usual, now)
+        forgotten, next_forgotten = overdue.forgotten_pauses(watched, self._thresholds, now)
         missed_deadlines, checked, next_deadline = await deadlines.check(connection, watched, now)
+        at_risk, next_promise = await forecast_check.at_risk(connection, watched, now)
         old, next_old = await overdue.old_backups(connection, watched, self._thresholds, now)
         unserved, next_unserved = await self._pools.check(connection, known, now)
         late_slots = await overdue.late_slots(connection, watched, self._thresholds, now)
@@ -269,11 +272,21 @@ class Checks:
             *(late for late in late_slots if late.task not in self._pools.tasks),
             *await overdue.slow_runs(connection, watched, usual, self._thresholds, blocked, now),
             *silent,
+            *forgotten,
             *missed_deadlines,
+            *at_risk,
             *old,
             *ahead,
         ]
-        return wrong, checked, [next_silent, next_deadline, next_old, next_unserved]
+        following = [
+            next_silent,
+            next_forgotten,
+            next_deadline,
+            next_promise,
+            next_old,
+            next_unserved,
+        ]
+        return wrong, checked, following
 
     async def _with_holder(self, slow: Opening) -> Opening:
         """A slow run may have ended without its node being able to write that, because another
@@ -361,12 +374,14 @@ class Checks:
         ]
 
 
-_OF_TIME = (IncidentKind.LATE, IncidentKind.SLOW)
+_OF_TIME = (IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.AT_RISK)
 _CONDITIONS = (
     IncidentKind.LATE,
     IncidentKind.SLOW,
+    IncidentKind.AT_RISK,
     IncidentKind.SILENT,
     IncidentKind.BACKUP,
+    IncidentKind.PAUSED,
     IncidentKind.POOL,
     IncidentKind.CLOCK,
     IncidentKind.UNFIRED,

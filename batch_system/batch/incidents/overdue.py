@@ -152,6 +152,34 @@ async def silent_tasks(
     return openings, min(instants, default=None)
 
 
+def forgotten_pauses(
+    watched: Mapping[str, WatchedTask], thresholds: Thresholds, now: datetime
+) -> tuple[list[Opening], datetime | None]:
+    """The pauses without an end that last for long, and when the next one will. A pause of many
+    tasks is one of them.
+    """
+    if not thresholds.paused_after:
+        return [], None
+    openings: dict[str, Opening] = {}
+    instants = []
+    for task in watched.values():
+        if task.paused_at is None or task.paused_until is not None or task.is_removed:
+            continue
+        limit = task.paused_at + timedelta(seconds=thresholds.paused_after)
+        if limit > now:
+            instants.append(limit)
+            continue
+        text = f"paused by {task.paused_by or 'somebody'} for {in_words(now - task.paused_at)}"
+        if task.maintenance is None:
+            text = f"{text}; `batch resume {task.name}` lets it fire"
+            openings[task.name] = Opening(IncidentKind.PAUSED, text, now, task=task.name)
+        else:
+            text = f"many tasks are {text}; `batch maintenance list` shows which"
+            subject = task.maintenance
+            openings[subject] = Opening(IncidentKind.PAUSED, text, now, subject=subject)
+    return list(openings.values()), min(instants, default=None)
+
+
 async def old_backups(
     connection: AsyncConnection,
     watched: Mapping[str, WatchedTask],

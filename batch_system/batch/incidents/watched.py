@@ -34,6 +34,8 @@ class WatchedTask:
       close_after: The incident is closed only after this many successes in a row.
       muted_until: Until then nothing is sent about the task.
       mutes: The maintenance windows during which nothing is sent about it, also planned ones.
+      maintenance: The id of the maintenance window that has paused it.
+      warns_at_risk: Whether an incident opens when a deadline is in danger.
       deadline_until: Its deadlines were checked up to this instant.
       zone: The zone of its schedule; UTC for a task without one.
       is_secret: Whether it has the tag "secret". Messages then contain no text from its runs.
@@ -50,9 +52,13 @@ class WatchedTask:
     to: tuple[str, ...]
     quiet: str | None
     deadline: str | float | None
+    warns_at_risk: bool
     expect_every: float | None
     each_slot_counts: bool
-    is_paused: bool
+    paused_at: datetime | None
+    paused_by: str | None
+    paused_until: datetime | None
+    maintenance: str | None
     is_removed: bool
     muted_until: datetime | None
     deadline_until: datetime | None
@@ -60,6 +66,11 @@ class WatchedTask:
     zone: ZoneInfo
     is_secret: bool
     mutes: tuple[MaintenanceWindow, ...] = ()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is paused now, or in a moment."""
+        return self.paused_at is not None
 
     @classmethod
     def of(cls, row: Any, mutes: Sequence[MaintenanceWindow] = ()) -> WatchedTask:
@@ -80,9 +91,13 @@ class WatchedTask:
             to=tuple(alerts.get("to") or ()),
             quiet=alerts.get("quiet"),
             deadline=declared.get("deadline"),
+            warns_at_risk=bool(alerts.get("at_risk")),
             expect_every=declared.get("expect_every"),
             each_slot_counts=bool(declared.get("each_slot_counts")),
-            is_paused=row.paused_at is not None,
+            paused_at=row.paused_at,
+            paused_by=row.paused_by,
+            paused_until=row.paused_until,
+            maintenance=row.maintenance,
             is_removed=row.removed_at is not None,
             muted_until=row.muted_until,
             deadline_until=row.deadline_until,
@@ -111,8 +126,10 @@ class WatchedTasks(dict[str, WatchedTask]):
 async def watched_tasks(connection: AsyncConnection) -> WatchedTasks:
     """All tasks of the ledger, by name."""
     mutes = await open_windows(connection, MaintenanceKind.MUTE)
-    instants = ("paused_at", "removed_at", "muted_until", "deadline_until", "first_seen_at")
-    columns = [tasks.c[name] for name in ("name", "pool", "monitoring", "tags", *instants)]
+    of_pause = ("paused_at", "paused_by", "paused_until", "maintenance")
+    instants = ("removed_at", "muted_until", "deadline_until", "first_seen_at")
+    own = ("name", "pool", "monitoring", "tags")
+    columns = [tasks.c[name] for name in (*own, *of_pause, *instants)]
     is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
     query = select(*columns, schedules.c.timezone).select_from(
         tasks.join(schedules, is_open, isouter=True)
@@ -140,6 +157,7 @@ class Thresholds:
     slow_factor: float = 3.0
     node_after: float = 60.0
     backup_after: float = 2 * 86_400.0
+    paused_after: float = 7 * 86_400.0
     repeat: float = 0.0
 
     @property

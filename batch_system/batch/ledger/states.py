@@ -87,12 +87,14 @@ class IncidentKind(StrEnum):
     MISSED = "missed"
     LATE = "late"
     SLOW = "slow"
+    AT_RISK = "at_risk"
     DEADLINE = "deadline"
     SILENT = "silent"
     DOWN = "down"
     NODE = "node"
     FILES = "files"
     BACKUP = "backup"
+    PAUSED = "paused"
     POOL = "pool"
     UNACCOUNTED = "unaccounted"
     CLOCK = "clock"
@@ -103,9 +105,14 @@ OF_RUNS = (IncidentKind.FAILED, IncidentKind.EMPTY, IncidentKind.QUARANTINE, Inc
 """Kinds of incidents that last until each of their runs is made good or acknowledged."""
 
 
-CLOSE_BY_THEMSELVES = (IncidentKind.LATE, IncidentKind.SLOW, IncidentKind.MISSED)
-"""Kinds that need nobody: they are over when their run starts or ends, or when the slots are made
-good.
+CLOSE_BY_THEMSELVES = (
+    IncidentKind.LATE,
+    IncidentKind.SLOW,
+    IncidentKind.AT_RISK,
+    IncidentKind.MISSED,
+)
+"""Kinds that need nobody: they are over when their run starts or ends, the forecast is good again,
+or when the slots are made good.
 """
 
 

@@ -221,6 +221,8 @@ class Alerts:
       late_after: A slot whose run has not started after this many seconds is late.
       slow_after: A run that takes more than this many seconds is slow.
       stalled_after: A run whose progress has not changed for this many seconds is slow.
+      at_risk: Open an incident as soon as the forecast says that a slot will miss the `deadline`
+          of the task, or may miss it.
       to: The names of the channels to use, instead of the channels for all tasks.
       quiet: A time of day in the zone of the task, such as "22:00-07:00", in which nothing is
           sent. An incident that opens in it, and is still open at its end, is sent then.
@@ -233,6 +235,7 @@ class Alerts:
     stalled_after: float | None
     to: tuple[str, ...]
     quiet: str | None
+    at_risk: bool
 
     def __init__(
         self,
@@ -243,6 +246,7 @@ class Alerts:
         stalled_after: float | timedelta | None = None,
         to: str | tuple[str, ...] | list[str] = (),
         quiet: str | None = None,
+        at_risk: bool = False,
     ) -> None:
         """Times are seconds or a timedelta. Raises InvalidTask, which names the argument and what
         is allowed.
@@ -256,6 +260,7 @@ class Alerts:
             stalled_after=_checked_seconds("Alerts(stalled_after)", stalled_after),
             to=names,
             quiet=quiet,
+            at_risk=at_risk,
         )
         for name in ("after_failures", "close_after"):
             value = getattr(self, name)
@@ -271,6 +276,7 @@ class Alerts:
             quiet,
             "two different times of day, such as '22:00-07:00', or None",
         )
+        check(isinstance(at_risk, bool), "Alerts(at_risk)", at_risk, "True or False")
 
 
 @dataclass(frozen=True)
@@ -311,11 +317,14 @@ class Monitoring:
             counts,
             "True, False or None",
         )
+        deadline = _deadline_of(task)
+        valid = deadline is not None or not task.alerts.at_risk
+        check(valid, "Alerts(at_risk)", True, "False for a task without a `deadline`")
         return cls(
             owner=_owner_of(task),
             runbook=_url("runbook", task.runbook),
             alerts=task.alerts,
-            deadline=_deadline_of(task),
+            deadline=deadline,
             expect_every=_checked_seconds("expect_every", task.expect_every),
             expects=expect_of(task) is not None,
             each_slot_counts=takes_slot if counts is None else counts,

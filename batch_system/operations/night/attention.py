@@ -46,6 +46,7 @@ _KINDS = (
     IncidentKind.SILENT,
     IncidentKind.DEADLINE,
     IncidentKind.FILES,
+    IncidentKind.PAUSED,
     IncidentKind.POOL,
     *_OF_FIRING,
 )

@@ -35,12 +35,13 @@ from batch_system.escaping import shortened
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import Node
 from batch_system.operations.maintenance import maintenance
-from batch_system.operations.night import alarms, attention, did_not_run, sentence
+from batch_system.operations.night import alarms, attention, did_not_run, forecast, sentence
 from batch_system.operations.night.clock_changes import clock_changes
 from batch_system.operations.night.results import (
     MOST,
     Beside,
     FailedSlots,
+    Forecasts,
     Need,
     NextSlots,
     Night,
@@ -117,6 +118,18 @@ async def night(
         return (await read(connection, context, begin, end, now, local))[0]
 
 
+async def forecasts(context: Context, zone: str | None = None) -> Forecasts:
+    """The forecast for the deadlines of this night, up to twelve hours ahead. Raises what `night`
+    raises.
+    """
+    local = zone_of(zone or "UTC")
+    async with snapshot(context) as connection:
+        now = await database_time.now_of(connection)
+        since, _ = window_of(None, None, now, local)
+        watched, hidden = await watched_tasks(connection), await hidden_tasks(connection, context)
+        return await forecast.read(connection, context, watched, hidden, since, now, local)
+
+
 @asynccontextmanager
 async def snapshot(context: Context) -> AsyncIterator[AsyncConnection]:
     """A transaction that reads one state of the ledger. Raises NoLedger."""
@@ -180,13 +193,18 @@ async def read(
     dealt_with = await attention.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
     changes = await _changes(connection, since, end, hidden, zone)
     unchosen = sum(each.slots for each in not_run if each.is_unchosen)
-    level = sentence.level_of(needed, is_late, not_run, unread)
+    promised = None
+    if until is None and any(task.deadline is not None for task in watched.values()):
+        promised = await forecast.read(connection, context, watched, hidden, since, now, zone)
+    level = sentence.level_of(needed, is_late, not_run, unread, promised)
     found = Night(
         as_of=now,
         since=since,
         zone=str(zone),
         level=level,
-        headline=sentence.headline(level, needed, is_late, unchosen, slots.failed, unread),
+        headline=sentence.headline(
+            level, needed, is_late, unchosen, slots.failed, unread, promised
+        ),
         sentence=sentence.sentence(slots, since, until, now, zone, not_run),
         slots=slots,
         failed=await failed_slots(connection, slots, since, end),
@@ -199,6 +217,7 @@ async def read(
         maintenance=[] if until is not None else await maintenance.windows_at(connection, now),
         accounted_from=window.accounted_from,
         unread=unread,
+        forecast=promised,
         **_lists(
             needs=needed, late=is_late, did_not_run=not_run, dealt_with=dealt_with, changes=changes
         ),

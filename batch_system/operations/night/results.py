@@ -206,14 +206,78 @@ class NextSlots(Result):
     slots: int
 
 
+ForecastState = Literal["kept", "on_time", "late", "at_risk", "unknown"]
+
+
+class ForecastStep(Result):
+    """A slot in the path that decides when a promised one has succeeded; without a slot, a run that
+    was started by hand.
+
+    `state`: of its run; None: it has none. `is_over`: it has succeeded. `obstacle`: why it will not
+    succeed by itself. `usual`: how many seconds half of the last successful runs have taken at
+    most. `done`, `total`: its progress.
+    """
+
+    task: str
+    slot: datetime | None
+    run: str | None
+    state: str | None
+    is_over: bool
+    obstacle: str | None
+    begins_at: datetime | None
+    ends_at: datetime | None
+    usual: float | None
+    done: int | None = None
+    total: int | None = None
+
+
+class SlotForecast(Result):
+    """When a slot with a deadline has succeeded, or will have: `ends_at`; None if nobody knows.
+
+    `state`: kept, on_time, late, at_risk (something in its path needs a person), or unknown (a task
+    in its path has succeeded too rarely). `retry_until`: what needs a person has to go on by then.
+    `text`, `why`: for people. `path`: what decides it, the first one first, the slot itself last.
+    """
+
+    task: str
+    slot: datetime
+    deadline: datetime
+    state: ForecastState
+    ends_at: datetime | None
+    retry_until: datetime | None
+    text: str
+    why: str
+    path: list[ForecastStep]
+
+
+class Forecasts(Result):
+    """The forecast for the deadlines from the beginning of the night to `until`, and how many of
+    them have each state.
+
+    `slots`: the late ones first, then those at risk. `more`: how many were left out.
+    """
+
+    as_of: datetime
+    until: datetime
+    zone: str
+    sentence: str
+    kept: int
+    on_time: int
+    late: int
+    at_risk: int
+    unknown: int
+    slots: list[SlotForecast]
+    more: int = 0
+
+
 class Night(Result):
     """What happened from `since` up to `as_of` (UTC), and what needs a person now.
 
     `older`: how many of `needs` failed for the last time before the window. `accounted_from`: slots
     before it are not counted, because their tally is still being made. `more`: how many rows of a
     list were left out, by its name. `unread`: what could not be read: quarantine, if the
-    application's database can't be used. `maintenance`: the pauses and mutes of many tasks
-    that last or are planned.
+    application's database can't be used. `forecast`: None if no task has a deadline, or the window
+    is over. `maintenance`: the pauses and mutes of many tasks that last or are planned.
     """
 
     as_of: datetime
@@ -238,6 +302,7 @@ class Night(Result):
     accounted_from: datetime | None
     more: dict[str, int]
     unread: Sequence[str] = ()
+    forecast: Forecasts | None = None
     maintenance: Sequence[Maintenance] = ()
 
 

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from batch_system.operations.night.results import DidNotRun, Level, Need, Night, SlotCounts
+from batch_system.operations.night.results import (
+    DidNotRun,
+    Forecasts,
+    Level,
+    Need,
+    Night,
+    SlotCounts,
+    SlotForecast,
+)
 from batch_system.operations.runs.waiting import LateRun
 
 _CLASSES = (
@@ -31,14 +39,29 @@ def level_of(
     late: Sequence[LateRun],
     did_not_run: Sequence[DidNotRun],
     unread: Sequence[str] = (),
+    forecast: Forecasts | None = None,
 ) -> Level:
     """How bad it is: an alarm, something needs a person, something is to be watched, or nothing."""
     if any(need.kind in ALARMS for need in needs):
         return "alarm"
     if needs:
         return "bad"
-    is_to_watch = late or unread or any(each.is_unchosen for each in did_not_run)
+    unchosen = any(each.is_unchosen for each in did_not_run)
+    is_to_watch = late or unread or unchosen or in_danger(forecast)
     return "watch" if is_to_watch else "calm"
+
+
+def in_danger(forecast: Forecasts | None) -> list[SlotForecast]:
+    """The promises of which the deadline has not passed, and that will be late or are at risk."""
+    if forecast is None:
+        return []
+    return [
+        each
+        for each in forecast.slots
+        if each.state in ("late", "at_risk")
+        and each.deadline > forecast.as_of
+        and not each.path[-1].is_over
+    ]
 
 
 def headline(
@@ -48,6 +71,7 @@ def headline(
     missed: int,
     failed: int,
     unread: Sequence[str] = (),
+    forecast: Forecasts | None = None,
 ) -> str:
     """The one line that says what matters most.
 
@@ -73,8 +97,14 @@ def headline(
         slots = (
             f"{number(missed, 'slot')} {'was' if missed == 1 else 'were'} missed" if missed else ""
         )
+        danger = len(in_danger(forecast))
+        promises = (
+            f"{number(danger, 'promise')} {'is' if danger == 1 else 'are'} in danger"
+            if danger
+            else ""
+        )
         begin = "No failure is open." if failed else "Nothing failed."
-        parts = ", ".join(filter(None, (runs, slots, *(UNREAD[name] for name in unread))))
+        parts = ", ".join(filter(None, (runs, slots, promises, *(UNREAD[name] for name in unread))))
         return f"{begin} {parts[0].upper()}{parts[1:]}."
     return "Nothing needs you."
 

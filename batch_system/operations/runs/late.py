@@ -13,6 +13,7 @@ from sqlalchemy import Row, case, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents.durations import Durations, UsualDurations
+from batch_system.batch.incidents.forecast import ends_by_progress
 from batch_system.batch.incidents.watched import WatchedTask
 from batch_system.batch.ledger import database_time, pools, queue_rows
 from batch_system.batch.ledger.states import RunState
@@ -232,9 +233,9 @@ def _limit(usual: Durations) -> float | None:
 
 def _eta(run: Row[Any], usual: Durations, now: datetime) -> datetime | None:
     """About when a running run ends: by its progress, else by what its task usually takes."""
-    done, total, rate = run._mapping["count"], run.total, run.rate
-    if done is not None and total and rate and total > done:
-        return now + timedelta(seconds=min((total - done) / rate, 10 * 365 * 86_400.0))
+    by_progress = ends_by_progress(run._mapping["count"], run.total, run.rate, now)
+    if by_progress is not None:
+        return by_progress
     began = run.attempt_started_at
     if usual.p50 is None or began is None:
         return None

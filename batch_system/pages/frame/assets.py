@@ -21,6 +21,7 @@ STYLES = (
     "phone.css",
     "tasks.css",
     "incidents.css",
+    "forecast.css",
     "changes.css",
     "runs.css",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,8 +11,9 @@ from starlette.requests import Request
 
 from batch_system.concurrency.offload import offload
 from batch_system.operations.night.page import NightPage, night_page
-from batch_system.operations.night.results import Night
+from batch_system.operations.night.results import Night, SlotForecast
 from batch_system.operations.tasks import listing
+from batch_system.pages.charts.forecast_chart import PathChart, path_chart
 from batch_system.pages.charts.late_bar import late_bar
 from batch_system.pages.charts.night_chart import axis_of, joined, moments_of, night_chart
 from batch_system.pages.charts.night_lanes import drawn
@@ -28,7 +30,12 @@ MOST_ROWS = 20
 """At most this many rows of what needs a person are shown in full; a bad night may have
 hundreds.
 """
-BLOCKS = ("chart", "needs", "late", "missing", "changes", "next", "backup", "lanes", "verdict")
+MOST_CHARTS = 5
+"""The paths of at most this many late promises are drawn."""
+BLOCKS = (
+    *("chart", "forecast", "needs", "late", "missing", "changes", "next", "backup", "lanes"),
+    "verdict",
+)
 """The blocks of the page. The verdict is the last one, because it says whether all others could be
 rendered.
 """
@@ -80,6 +87,7 @@ def _drawn(page: NightPage, viewer: Viewer) -> dict[str, Any]:
             "sparks": {task: spark_boxes(runs) for task, runs in page.sparks.items()}
         },
         "needs": lambda: _rows(page, viewer),
+        "forecast": lambda: _promises(found, viewer),
     }
     drawn: dict[str, Any] = {}
     for name, draw in drawings.items():
@@ -107,6 +115,28 @@ def _rows(page: NightPage, viewer: Viewer) -> dict[str, Any]:
     )
     more = {"further": fresh[MOST_ROWS:], "older_further": older[MOST_ROWS:]}
     return {"rows": rows, "old_rows": old_rows, **more}
+
+
+def _promises(found: Night, viewer: Viewer) -> dict[str, Any]:
+    """The promises, each with the chart of its path if it will be late, and how many others of the
+    same task have the same state: those that are kept or on time have one line for each task.
+    """
+    slots = found.forecast.slots if found.forecast is not None else []
+    numbers = Counter((each.task, each.state) for each in slots)
+    shown: dict[object, SlotForecast] = {}
+    for each in slots:
+        is_danger = each.state in ("late", "at_risk")
+        key = each.slot if is_danger else None
+        if each.state == "kept":  # of these, the newest one
+            shown.pop((each.task, each.state, key), None)
+        shown.setdefault((each.task, each.state, key), each)
+    rows: list[tuple[SlotForecast, PathChart | None, int]] = []
+    for each in list(shown.values())[:MOST_ROWS]:
+        is_drawn = each.state == "late" and not each.path[-1].is_over and len(rows) < MOST_CHARTS
+        chart = path_chart(each, found.as_of, viewer.zone) if is_drawn else None
+        others = 0 if each.state in ("late", "at_risk") else numbers[each.task, each.state] - 1
+        rows.append((each, chart, others))
+    return {"promises": rows, "promises_left": max(0, len(shown) - MOST_ROWS)}
 
 
 def _outages(found: Night) -> list[tuple[datetime, datetime]]:
