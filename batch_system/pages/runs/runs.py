@@ -64,7 +64,7 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         given=given,
         chips=chips_of(given, viewer),
         tabs=tabs_of(given, counts),
-        others=others_of(given, counts) if not found.runs and found.after is None else None,
+        others=others_of(given, counts) if not (found.runs or found.after or after) else None,
         origins=ORIGINS,
         within=[(each, address(given, within=each, since="", until="")) for each in WITHIN],
         following=urlencode({**given, "after": found.after}) if found.after else None,
