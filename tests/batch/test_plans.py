@@ -115,9 +115,9 @@ IN_ORDER = {
     r"(ix_batch_nodes_live$|ix_batch_\w+_(unnoticed|unsent)|ix_batch_runs_held)",
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
-    r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_(previews|durations)$",
+    r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_(previews|durations)",
     "forecast": r"USING INDEX (ix_batch_nodes_live|ix_batch_runs_held)$"
-    r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
+    r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$|Seq Scan on batch_durations",
     "notice": r"USING INDEX "
     r"(ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
