@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from batch_system import clock
 from batch_system.batch.firing import pauses, task_sync
-from batch_system.batch.ledger import database_time, tables
+from batch_system.batch.ledger import database_time, maintenance, tables
 from batch_system.batch.nodes import ledger_poll
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
@@ -162,6 +162,10 @@ async def test_one_task_of_a_window_can_be_resumed_and_a_pause_of_its_own_outlas
     assert await slots_of(ledger, "held") == await slots_of(ledger, "free") == [minute(1)]
     again = await operations(EndMaintenance(window=window.id))
     assert again.state == "over"
+    open_one = await operations(PauseTasks(all_tasks=True))
+    async with ledger.engine.begin() as connection:
+        assert await maintenance.prune(connection, minute(60)) == 1  # what is old is deleted
+    assert (await operations(ListMaintenance())).windows[0].id == open_one.id
 
 
 async def test_a_task_stays_paused_until_the_last_window_about_it_is_over(

@@ -96,7 +96,7 @@ LARGE = {
     "batch_quarantine",
     "users",
 }
-LARGE -= {"batch_catalog", "batch_backups", "batch_duties"}
+LARGE -= {"batch_catalog", "batch_backups", "batch_duties", "batch_maintenance"}
 
 ONCE_AN_HOUR = {"prune", "unserved"}
 """Functions that may scan other tables than that of the runs."""
@@ -115,9 +115,9 @@ IN_ORDER = {
     r"(ix_batch_nodes_live$|ix_batch_\w+_(unnoticed|unsent)|ix_batch_runs_held)",
     "night": r"(SCAN|Seq Scan on) batch_(tasks|log|schedules)|INDEX "
     r"(uq_batch_schedules_open|ix_batch_runs_(open_failures|held|retry_due)|ix_batch_nodes_live$"
-    r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_previews",
+    r"|(\w+_batch_(nodes|quarantine)_1|pk_batch_nodes)$)|Seq Scan on batch_(previews|durations)",
     "forecast": r"USING INDEX (ix_batch_nodes_live|ix_batch_runs_held)$"
-    r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
+    r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$|Seq Scan on batch_durations",
     "notice": r"USING INDEX "
     r"(ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
@@ -141,7 +141,7 @@ IN_ORDER = {
 count of items in quarantine and the search for the newest processes; the indexes of nodes and
 incidents have only living and open ones; monitoring and the page of tasks show each task; cursors
 are looked through when a clock was set back; PostgreSQL scans the few previews of a day, and the
-tally while it is as small as here; there is one window for each history.
+tally and the durations while they are as few as here; there is one window for each history.
 """
 
 PLANS = {

@@ -9,11 +9,23 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from sqlalchemy import Column, Index, String, Table, Text, case, func, insert, select, text, update
+from sqlalchemy import (
+    Column,
+    String,
+    Table,
+    Text,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger.states import MaintenanceKind
-from batch_system.batch.ledger.tables import ledger, where
+from batch_system.batch.ledger.tables import ledger
 from batch_system.database.types import Id, UtcDateTime
 
 OPEN_SQL = "ended_at IS NULL"
@@ -36,7 +48,6 @@ maintenance = Table(
     Column("note", Text),
     Column("begun_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
-    Index("ix_batch_maintenance_open", "begins_at", "id", **where(OPEN_SQL)),
 )
 
 MOST_OPEN = 1_000
@@ -158,3 +169,9 @@ async def begin(connection: AsyncConnection, window: str, now: datetime) -> bool
         .values(begun_at=now)
     )
     return (await connection.execute(beginning)).rowcount == 1
+
+
+async def prune(connection: AsyncConnection, before: datetime) -> int:
+    """Delete the windows that ended before. Returns how many."""
+    old = delete(maintenance).where(maintenance.c.ended_at < before)
+    return (await connection.execute(old)).rowcount

@@ -141,7 +141,6 @@ tasks = Table(
     # The beginning of the SHA-256 of its file; NULL: not known.
     Column("digest", String(16)),
     Column("maintenance", Id),  # the window that has paused it; null: a person has paused it alone
-    Index("ix_batch_tasks_maintenance", "maintenance", **where("maintenance IS NOT NULL")),
 )
 
 schedules = Table(

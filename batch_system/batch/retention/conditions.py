@@ -25,6 +25,7 @@ from sqlalchemy.sql.selectable import TextualSelect
 from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.buckets import KEPT, buckets
 from batch_system.batch.ledger.incidents.tables import incidents, outbox
+from batch_system.batch.ledger.maintenance import maintenance
 from batch_system.batch.ledger.parts import HAS_NO_ACTIVE
 from batch_system.batch.ledger.people.access import LINK
 from batch_system.batch.ledger.people.access_tables import events, previews, sessions, tokens
@@ -142,5 +143,6 @@ def has_old_requests(now: datetime, before: datetime) -> Select[Any]:
         select(incidents.c.id).where(incidents.c.closed_at < before),
         select(outbox.c.id).where(outbox.c.created_at < now - KEEP_MESSAGES),
         select(buckets.c.bucket).where(buckets.c.bucket < now - KEPT),
+        select(maintenance.c.id).where(maintenance.c.ended_at < before),
     )
     return select(or_(*(query.exists() for query in old)))

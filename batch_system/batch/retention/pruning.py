@@ -38,7 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
 from batch_system.batch.firing.misfires import INSTANT
-from batch_system.batch.ledger import buckets, database_time, json_rows
+from batch_system.batch.ledger import buckets, database_time, json_rows, maintenance
 from batch_system.batch.ledger.incidents import incidents, outbox
 from batch_system.batch.ledger.people import access, audit, previews
 from batch_system.batch.ledger.schedules import lock_tasks
@@ -301,6 +301,7 @@ class Pruner:
                 return 0
         async with self._ledger.engine.begin() as connection:
             await access.prune(connection, now)
+            await maintenance.prune(connection, before)
             await previews.prune(connection, now)
             await buckets.prune(connection, now)
             await incidents.prune(connection, before)

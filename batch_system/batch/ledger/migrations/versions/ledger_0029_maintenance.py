@@ -29,12 +29,3 @@ def upgrade() -> None:
         sa.Column("ended_at", Instant),
     )
     op.add_column("batch_tasks", sa.Column("maintenance", Id))
-    _index("open", "batch_maintenance", ["begins_at", "id"], "ended_at IS NULL")
-    _index("maintenance", "batch_tasks", ["maintenance"], "maintenance IS NOT NULL")
-
-
-def _index(name: str, table: str, columns: list[str], condition: str) -> None:
-    where = sa.text(condition)
-    op.create_index(
-        f"ix_{table}_{name}", table, columns, sqlite_where=where, postgresql_where=where
-    )
