@@ -185,6 +185,9 @@ def test_a_run_waits_for_a_place_in_its_pool() -> None:
     )
     tasks = dict.fromkeys("ab", USUAL)
     assert ends(forecast({"report": waiting}, tasks=tasks, full={"default": room})) == 39 + 10
+    # Those that took the places may have ended between two queries.
+    free = Room([], [("report", waiting)])
+    assert ends(forecast({"report": waiting}, tasks=tasks, full={"default": free})) == 30 + 10
 
 
 def test_there_is_no_forecast_before_ten_successes() -> None:

@@ -358,7 +358,8 @@ class _Reckoning:
     def _take_places(self, room: Room) -> tuple[Mapping[str, datetime], datetime]:
         now = self.facts.now
         usual = self.facts.tasks
-        free = [self._end_of(run, usual.get(task, _NOTHING)) or now for task, run in room.running]
+        ends = [self._end_of(run, usual.get(task, _NOTHING)) or now for task, run in room.running]
+        free = ends or [now]  # all may have ended between two queries
         heapq.heapify(free)
         by_run = {}
         for task, run in room.queue:
