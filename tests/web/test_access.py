@@ -64,6 +64,7 @@ async def ask(
 ) -> httpx.Response:
     method, path = endpoint
     names = {"name": "unknown", "given": RUN, "run": RUN, "preview": RUN, "incident": RUN}
+    names |= {"window": RUN, "session": RUN.replace("-", "")}
     body = {"json": BODIES[endpoint]} if endpoint in BODIES else {}
     url = "/api/v1" + path.format(**names)
     return await client.request(method, url, params=QUERIES.get(path), **body, **options)
