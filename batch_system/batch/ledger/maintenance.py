@@ -94,9 +94,14 @@ class MaintenanceWindow:
     @property
     def selection(self) -> str:
         """In words, which tasks are meant."""
-        if self.tag is not None:
-            return f"the tasks with the tag {self.tag}"
-        return f"the tasks of the pool {self.pool}" if self.pool is not None else "all tasks"
+        return selection_in_words(self.tag, self.pool)
+
+
+def selection_in_words(tag: str | None, pool: str | None) -> str:
+    """Which tasks a maintenance window is about; without a tag and a pool all of them."""
+    if tag is not None:
+        return f"the tasks with the tag {tag}"
+    return f"the tasks of the pool {pool}" if pool is not None else "all tasks"
 
 
 async def open_windows(

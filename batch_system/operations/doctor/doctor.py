@@ -27,6 +27,7 @@ from batch_system.errors import BatchError
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.databases import is_missing_file
 from batch_system.operations.doctor.results import Check, Diagnosis
+from batch_system.operations.night.alarms import NAMES, sqlite_folders
 from batch_system.operations.night.night import newest_backup
 from batch_system.operations.system import migrations, nodes
 from batch_system.operations.system.nodes import troubles_of
@@ -104,26 +105,19 @@ async def _disks(context: Context) -> list[Check]:
 
 def _look_at_disks(context: Context) -> list[Check]:
     """The free space of each disk that the service writes to, as far as it is on this machine."""
-    databases = context.databases
-    folders = {"the backups": Path(context.settings.BACKUP_DIR)}
-    for whose, database in (
-        ("the ledger", databases.ledger),
-        ("the application's database", databases.application),
-    ):
-        if database.kind == "sqlite" and database.url.database:
-            folders[whose] = Path(database.url.database).parent
-    by_disk: dict[int, list[str]] = {}
+    folders = {"backups": Path(context.settings.BACKUP_DIR).resolve()}
+    folders |= {NAMES[part]: at for part, at in sqlite_folders(context.databases).items()}
+    by_disk: dict[int, tuple[int, list[str]]] = {}
     checks = []
     for whose, folder in folders.items():
         try:
-            existing = next(
-                each for each in (folder.resolve(), *folder.resolve().parents) if each.exists()
-            )
-            by_disk.setdefault(shutil.disk_usage(existing).free, []).append(whose)
+            existing = next(each for each in (folder, *folder.parents) if each.exists())
+            free = shutil.disk_usage(existing).free
+            by_disk.setdefault(existing.stat().st_dev, (free, []))[1].append(f"the {whose}")
         except OSError as error:
-            said = f"the folder of {whose} can't be used: {error.strerror}"
+            said = f"the folder of the {whose} can't be used: {error.strerror}"
             checks.append(Check(part="disk", health="bad", text=said, do="change its setting"))
-    for free, theirs in by_disk.items():
+    for free, theirs in by_disk.values():
         said = f"{free / 1e9:,.1f} GB are free for {' and '.join(theirs)}"
         is_little = free < LITTLE_SPACE
         do = "make room on this disk" if is_little else None

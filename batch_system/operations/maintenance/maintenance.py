@@ -75,7 +75,8 @@ async def begin(
         if kind == MaintenanceKind.PAUSE and window.begins_at <= now:
             loaded = context.loaded().tasks if context.node else pauses.NO_TASKS
             await pauses.begin(connection, window, loaded, context.node)
-        await wakes.catalog_changed(connection)
+        else:
+            await wakes.catalog_changed(connection)
     return _shown(window, known, now, is_new=True)
 
 

@@ -24,6 +24,8 @@ from batch_system.operations.system.nodes import troubles_of
 
 LEAST_FREE = 1_000_000
 """A disk with fewer free bytes is full: SQLite can't write there any more, or not for long."""
+NAMES = {"ledger": "ledger", "application": "application's database"}
+"""What people call the two databases, by part."""
 _PARTS = {IncidentKind.CLOCK: "clock", IncidentKind.UNFIRED: "firing"}
 """The part of `/readyz` that says the same as an incident of the kind."""
 
@@ -87,14 +89,21 @@ def full_disks(databases: Databases) -> dict[str, str]:
     disks of PostgreSQL.
     """
     said = {}
-    for part, database in (("ledger", databases.ledger), ("application", databases.application)):
-        if database.kind != "sqlite" or not database.url.database:
-            continue
+    for part, folder in sqlite_folders(databases).items():
         with suppress(OSError):  # the file is not there: others say so
-            if shutil.disk_usage(Path(database.url.database).resolve().parent).free < LEAST_FREE:
-                name = "ledger" if part == "ledger" else "application's database"
-                said[part] = f"The disk of the {name} is full: make room there"
+            if shutil.disk_usage(folder).free < LEAST_FREE:
+                said[part] = f"The disk of the {NAMES[part]} is full: make room there"
     return said
+
+
+def sqlite_folders(databases: Databases) -> dict[str, Path]:
+    """The folders of the databases that are SQLite files, by part (a key of NAMES)."""
+    both = {"ledger": databases.ledger, "application": databases.application}
+    return {
+        part: Path(database.url.database).resolve().parent
+        for part, database in both.items()
+        if database.kind == "sqlite" and database.url.database
+    }
 
 
 def _alarm(kind: str, error: str, number: int = 1, subject: str | None = None) -> Need:

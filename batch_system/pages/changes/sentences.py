@@ -9,7 +9,12 @@ from typing import Any
 
 from batch_system.operations.incidents.results import Incident
 from batch_system.operations.people.results import Change
-from batch_system.pages.night.changes_in_words import TOGETHER, settings_in_words
+from batch_system.pages.night.changes_in_words import (
+    TOGETHER,
+    cron_in_words,
+    is_planned,
+    settings_in_words,
+)
 from batch_system.words import EVENTS, INCIDENTS
 
 KINDS = {
@@ -107,7 +112,7 @@ def line_of(change: Change) -> Line:
         did = settings_in_words(change.before, change.after)
         return replace(line, icon="settings-2", did=did, detail=change.actor)
     if action == "schedule.change":
-        cron, was = _cron(change.after), _cron(change.before)
+        cron, was = (cron_in_words(each) or "none" for each in (change.after, change.before))
         did = f"{change.task} runs at {cron}, was {was}"
         return replace(line, icon="calendar-clock", did=did, link=f"/tasks/{change.task}")
     if action == "task.change":
@@ -132,8 +137,7 @@ def _of_person(line: Line, change: Change, did: str, after: dict[str, Any]) -> L
     if task is None:
         did = did.replace(" of {task}", "")
     target = str(after.get("selection") or change.target or "")[:LONGEST_TARGET]
-    begins = str(after.get("from", ""))
-    if change.action.startswith("maintenance.") and begins > change.at.isoformat():
+    if is_planned(change.action, after, change.at):
         did = f"planned a {after.get('kind', 'pause')} of {{target}}"
     words, _, rest = did.partition("{task}")
     fill = {"count": f"{number:,}", "target": target}
@@ -213,11 +217,6 @@ def _deploy_of(line: Line, deploys: Sequence[tuple[datetime, str]]) -> str | Non
         return None
     near = (each for each in deploys if timedelta() <= line.at - each[0] <= TOGETHER)
     return next((version for _, version in near), None)
-
-
-def _cron(value: Any) -> str:
-    schedule = _dict(value)
-    return f"{schedule.get('cron')} {schedule.get('timezone', '')}".strip() if schedule else "none"
 
 
 def _dict(value: Any) -> dict[str, Any]:

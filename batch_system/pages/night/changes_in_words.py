@@ -129,10 +129,15 @@ def _of_a_person(change: NightChange) -> Line:
 def _maintenance(change: NightChange, said: str) -> str:
     """A pause or mute of many tasks that begins now, is planned, or has ended."""
     selection = str(change.after.get("selection", "many tasks"))
-    begins = str(change.after.get("from", ""))
-    if change.kind != "maintenance.end" and begins > change.at.isoformat():
+    if is_planned(change.kind, change.after, change.at):
         return f"A {change.after.get('kind', 'pause')} of {selection} planned"
     return f"{selection[:1].upper()}{selection[1:]} {said}"
+
+
+def is_planned(action: str, after: Mapping[str, Any], at: datetime) -> bool:
+    """Whether an event of this instant has planned a maintenance window for later."""
+    begins = str(after.get("from", ""))
+    return action in ("maintenance.pause", "maintenance.mute") and begins > at.isoformat()
 
 
 def _runs_of_backfill(counts: Mapping[str, Any]) -> str:
@@ -170,11 +175,12 @@ def settings_in_words(before: Any, after: Any) -> str:
 
 
 def _schedule(before: Any, after: Any) -> str:
-    old, new = _cron(before), _cron(after)
+    old, new = cron_in_words(before), cron_in_words(after)
     return f"{new or 'no schedule'}, was {old}" if old else f"{new or 'no schedule'}"
 
 
-def _cron(value: Any) -> str | None:
+def cron_in_words(value: Any) -> str | None:
+    """A schedule as the audit has it, with its zone; None if there is none."""
     return (
         f"{value.get('cron')} {value.get('timezone', '')}".strip()
         if isinstance(value, dict)

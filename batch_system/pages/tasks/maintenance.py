@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from starlette.requests import Request
 
+from batch_system.batch.ledger.maintenance import selection_in_words
 from batch_system.errors import InvalidParameters
 from batch_system.operations.maintenance import maintenance
 from batch_system.operations.maintenance.results import Maintenance
@@ -84,8 +85,10 @@ async def ask_to_end(request: Request, viewer: Viewer) -> str:
         "pause": f"{tasks} fire again from now on. Those that were paused alone stay paused.",
         "mute": f"Messages about {tasks} are sent again, also about what is still open.",
     }[window.kind]
+    do = "Call off" if is_planned else "End"
+    selection = selection_in_words(window.tag, window.pool)
     asked = Confirm(
-        f"{'Call off' if is_planned else 'End'} the {window.kind} of {in_words(window)}?",
+        f"{do} the {window.kind} of {selection}?",
         ["It has not begun yet." if is_planned else does],
         "Call it off" if is_planned else "End it",
         "Leave it",
@@ -99,13 +102,6 @@ async def end(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> Go
     window = whole_id(request, "window")
     await viewer.operations(verb_of(EndMaintenance, fields, window=window))
     return GoTo(PATH)
-
-
-def in_words(window: Maintenance) -> str:
-    """Which tasks a window is about."""
-    if window.tag is not None:
-        return f"the tasks with the tag {window.tag}"
-    return f"the tasks of the pool {window.pool}" if window.pool is not None else "all tasks"
 
 
 async def _window(request: Request, viewer: Viewer) -> Maintenance:
