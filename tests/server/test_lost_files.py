@@ -17,7 +17,12 @@ from batch_system.batch.nodes.loop_watchdog import EXIT_CODE
 from tests.outages import Case, until
 from tests.processes import SERVE, process
 
-SETTINGS = {"HEARTBEAT_SECONDS": "1", "POLL_SECONDS": "0.5", "LOG_LEVEL": "INFO"}
+SETTINGS = {
+    "HEARTBEAT_SECONDS": "1",
+    "POLL_SECONDS": "0.5",
+    "DRAIN_SECONDS": "1",
+    "LOG_LEVEL": "INFO",
+}
 OUT_OF_ORDER = 3
 WAIT = 30.0
 
