@@ -17,12 +17,7 @@ from batch_system.batch.nodes.loop_watchdog import EXIT_CODE
 from tests.outages import Case, until
 from tests.processes import SERVE, process
 
-SETTINGS = {
-    "HEARTBEAT_SECONDS": "1",
-    "POLL_SECONDS": "0.5",
-    "DRAIN_SECONDS": "1",
-    "LOG_LEVEL": "INFO",
-}
+SETTINGS = {"HEARTBEAT_SECONDS": "1", "POLL_SECONDS": "0.5", "LOG_LEVEL": "INFO"}
 OUT_OF_ORDER = 3
 WAIT = 30.0
 
@@ -67,7 +62,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
         for name in LOST:
             folder = tmp_path_factory.mktemp("lost")
             urls = [f"sqlite+aiosqlite:///{folder}/{file}.db" for file in ("app", "ledger")]
-            cases[name] = case = Case(folder / "service", urls[0], urls[1], SETTINGS)
+            settings = {**SETTINGS, **({} if name in REPLACED else {"DRAIN_SECONDS": "1"})}
+            cases[name] = case = Case(folder / "service", urls[0], urls[1], settings)
             case.service = stack.enter_context(process(case.folder, SERVE, case.settings))
         for case in cases.values():
             case.service.wait_until_ready()
