@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import AsyncIterator, Iterator
@@ -106,6 +107,10 @@ SLOWEST = (
 between those that calculate.
 """
 pytest_plugins = ["pytester"]
+
+# A tool of the tests brings it, and no user has it: jsonschema would compile its grammar, which
+# takes two seconds.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
 
 hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("here")
