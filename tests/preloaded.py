@@ -250,6 +250,10 @@ def _fork_for_each_worker(listening: socket.socket, alive: int) -> socket.socket
     is_first = True
     while True:
         if alive in dict(events.poll()):
+            # So that what all of them took of the processor counts for this process.
+            with contextlib.suppress(ChildProcessError):
+                while os.wait():
+                    pass
             os._exit(0)
         asked, _ = listening.accept()
         if is_first:
