@@ -165,6 +165,16 @@ async def test_a_page_is_as_it_is_stored(
 
 
 @pytest.mark.rest
+async def test_night_and_tasks_are_small_before_they_are_packed(demo: Demo) -> None:
+    assert len((await demo.page(show_night, "/")).encode()) < 120_000
+    few = await demo.page(tasks.show_tasks, "/tasks")
+    assert len(few.encode()) < 160_000
+    assert few.count('<div class="lane">') == 12
+    every = await demo.page(tasks.show_tasks, "/tasks?lanes=all")
+    assert every.count('<div class="lane">') == 45
+
+
+@pytest.mark.rest
 async def test_night_is_for_a_viewer_as_it_is_stored(demo: Demo) -> None:
     await compare("night-viewer", await demo.page(show_night, "/", role="viewer"))
 
