@@ -47,7 +47,12 @@ _DONE = {
 }
 
 
-@asks("wanted", "batch_system.operations.asking.filter:RunFilter", names=FILTER)
+@asks(
+    "wanted",
+    "batch_system.operations.asking.filter:RunFilter",
+    names=FILTER,
+    without=("run",),
+)
 def cancel(
     wanted: RunFilter,
     run: RunOrNone = None,
@@ -103,7 +108,12 @@ async def _cancelled(operations: Operations, run: str, seconds: float, note: str
     return await ended_within(operations, cancelled, seconds)
 
 
-@asks("wanted", "batch_system.operations.asking.filter:RunFilter", names=FILTER)
+@asks(
+    "wanted",
+    "batch_system.operations.asking.filter:RunFilter",
+    names=FILTER,
+    without=("run",),
+)
 def retry(
     wanted: RunFilter,
     run: RunOrNone = None,

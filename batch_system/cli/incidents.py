@@ -72,7 +72,7 @@ def incidents(asked: ListIncidents, limit: Limit = 50, as_json: AsJson = False) 
     "wanted",
     "batch_system.operations.asking.filter:RunFilter",
     names=FILTER,
-    without=("state", "not_state", "origin", "parent", "node"),
+    without=("run", "state", "not_state", "origin", "parent", "node"),
 )
 def ack(
     wanted: RunFilter,

@@ -54,7 +54,10 @@ Awaits = dict[str, "list[Awaited]"]
 
 
 @asks(
-    "asked", "batch_system.verbs.runs:ListRuns", names=FILTER, without=("parent", "limit", "after")
+    "asked",
+    "batch_system.verbs.runs:ListRuns",
+    names=FILTER,
+    without=("run", "parent", "limit", "after"),
 )
 def runs(
     asked: ListRuns,

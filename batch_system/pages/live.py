@@ -81,11 +81,18 @@ NIGHT = Source(
     NIGHT_SECONDS,
     ("p-chart", "p-lanes"),
 )
-TASKS_QUERY = ("show", "text", "range", "group", "first")
+TASKS_QUERY = ("show", "text", "range", "group", "lanes", "first")
 SOURCES = {
     "night": NIGHT,
     "tasks": Source(show_tasks, "/tasks", ("rows",), ("tasks", "runs"), TASKS_QUERY, has_rows=True),
-    "runs": Source(show_runs, "/runs", ("rows",), ("runs",), (*FILTERS, "after"), has_rows=True),
+    "runs": Source(
+        show_runs,
+        "/runs",
+        ("rows",),
+        ("runs",),
+        (*FILTERS, "after", "fold", "unfold"),
+        has_rows=True,
+    ),
     "run": Source(show_run, "/runs", ("head", "progress", "attempts", "facts"), (), ()),
 }
 

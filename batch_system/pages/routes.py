@@ -18,6 +18,7 @@ from batch_system.pages.live import live
 from batch_system.pages.night import left_slots, outage_backfills, unaccounted
 from batch_system.pages.night.night import BLOCKS, show_night
 from batch_system.pages.runs import bulks, run_actions, run_parts, runs, runs_file
+from batch_system.pages.runs.saved_views import save_view
 from batch_system.pages.tasks import backfills, maintenance, start_form, task, tasks
 from batch_system.web.problems import Refused
 
@@ -96,5 +97,6 @@ routes = [
     PageRoute("/signin", sign_in.show_sign_in, methods=["GET"], include_in_schema=False),
     PageRoute("/signin", sign_in.sign_in, methods=["POST"], include_in_schema=False),
     PageRoute("/preferences", set_preferences, methods=["POST"], include_in_schema=False),
+    PageRoute("/runs/views", save_view, methods=["POST"], include_in_schema=False),
     PageRoute("/static/{name}", _static, methods=["GET"], include_in_schema=False),
 ]

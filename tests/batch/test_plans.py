@@ -643,6 +643,7 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
                 "list of parts and runs",
                 {"origins": frozenset({"part", "manual"}), "task": "over-1"},
             ),
+            ("list of named runs", {"ids": frozenset({new_id(), new_id()}), "states": few}),
             ("list of the parts of a run", {"parent": new_id()}),
             ("list of the parts of a run", {"parent": new_id(), "states": few}),
         ):

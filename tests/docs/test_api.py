@@ -359,32 +359,6 @@ async def test_each_example_is_answered_as_it_is_shown(reader: Reader) -> None:
             raise AssertionError(f"{request.start}\n{error}") from None
 
 
-async def test_the_application_of_the_page_says_who_asks() -> None:
-    [block] = [block for block in blocks(PAGE, "python") if not block.file]
-    names: dict[str, Any] = {}
-    exec(block.code, names)
-    app = names["app"]
-
-    async def with_middleware(scope: Any, receive: Any, send: Any) -> None:
-        user = dict(scope["headers"]).get(b"x-user", b"").decode()
-        await app({**scope, "user": user or None}, receive, send)
-
-    async with app.router.lifespan_context(app), client_of(with_middleware) as client:  # type: ignore[arg-type]
-        answers = [
-            await client.post(
-                "/batch/api/v1/runs/bulk",
-                json={"action": "retry", "filter": {}},
-                headers={"X-User": user},
-            )
-            for user in ("ann", "bob", "eve")
-        ]
-        basic = await client.get(
-            "/batch/api/v1/session", headers={"X-User": "ann", "Authorization": "Basic YTpi"}
-        )
-        assert (await client.get("/batch/signin")).status_code == 401
-    assert [answer.status_code for answer in (*answers, basic)] == [200, 403, 401, 401]
-
-
 def test_an_answer_that_is_not_as_it_is_shown_would_be_seen() -> None:
     compare = Reader(None, None, None, None).compare  # type: ignore[arg-type]
     shown: Any = {"n": 1, "list": [{"a": None}], "state": "failed", MORE: MORE}

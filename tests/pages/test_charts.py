@@ -26,7 +26,7 @@ from batch_system.pages.charts.day_map import day_map
 from batch_system.pages.charts.forecast_chart import path_chart
 from batch_system.pages.charts.night_chart import axis_of, night_chart
 from batch_system.pages.charts.night_lanes import drawn
-from batch_system.pages.charts.spark_chart import spark_boxes
+from batch_system.pages.charts.spark_chart import spark_chart
 from batch_system.pages.charts.strip_chart import strip_chart
 from batch_system.pages.charts.timeline import timeline_drawn
 from batch_system.pages.frame.assets import STATIC, STYLES
@@ -199,26 +199,22 @@ def test_below_the_line_of_the_night_failed_is_solid_missed_is_split_and_chosen_
     columns = [Column(at=NOW - HOUR, counts=counts)]
     chart = night_chart(columns, axis_of(columns, HOUR, UTC_ZONE), HOUR, None, [], [])
     boxes = {box.css: box for box in chart.boxes}
-    assert set(boxes) == {"f-failed", "split", "cell-unaccounted", "f-skipped"}
-    assert boxes["f-skipped"].height < 2 < boxes["f-failed"].height
+    assert set(boxes) == {"f-failed", "split", "cell-unaccounted"}
+    ((css, path),) = chart.paths.drawn()
+    assert css == "f-skipped" and "152.8V151.2h" in path and boxes["f-failed"].height > 2
     html = template("charts.html").night(chart, 184, "pw")
     assert html.count("url(#hatch-split)") == 1 and html.count("failed</title>") == 0
-    assert html.count("<title>") == 4
+    assert html.count("<title>") == 3
 
 
 def test_a_small_chart_marks_each_run_that_has_not_succeeded() -> None:
-    marks = {
-        "failed": "f-failed",
-        "cancelled": "u-cancelled",
-        "interrupted": "u-interrupted",
-        "running": "s-slot",
-    }
-    for state, mark in {**marks, "succeeded": ""}.items():
+    marks = {"failed": "dot-failed", "cancelled": "u-cancelled", "interrupted": "u-interrupted"}
+    for state, mark in {**marks, "running": "dot-active", "succeeded": ""}.items():
         html = template("charts.html").spark(
-            spark_boxes([Spark(run="r", state=state, seconds=1.0)])
+            spark_chart([Spark(run="r", state=state, seconds=1.0)])
         )
-        assert "<title>" in html
-        drawn_marks = re.findall(r'(?:<circle[^>]*|<path[^>]*)class="(?:s-under )?([\w-]+)"', html)
+        assert f"1 {state}" in html
+        drawn_marks = re.findall(r"(?:dot|u)-\w+", html)
         assert drawn_marks == ([mark] if mark else []), state
 
 
@@ -271,7 +267,6 @@ def test_where_the_clocks_change_the_lanes_have_a_line_a_label_and_times_with_of
     html = charts.lane(drawn(lane, axis, None, 1.0), chart, "")
     assert '<line x1="50.0%" x2="50.0%" y1="0" y2="100%" class="s-mark"/>' in html
     assert "load 02:30 +02:00: succeeded" in html and "load 02:30 +01:00: failed" in html
-    assert "slot 02:30 +02:00: succeeded" in html
 
 
 def test_the_timeline_of_tasks_has_them_too_and_other_days_have_none() -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import insert
 from batch_system import clock
 from batch_system.batch.ledger import run_query, tables
 from batch_system.pages.runs import runs_file
+from tests.batch.ledger_world import until
 from tests.pages.conftest import People
 from tests.pages.test_sizes import failed_run as row_of
 
@@ -185,4 +186,76 @@ async def test_each_condition_is_a_chip_that_leads_to_the_list_without_it(people
     html = await people.viewer.page("/runs?slot_since=2026-10-25T02:30:00%2B02:00")
     assert "Slots since <b>" in html
     assert '<a href="/runs" aria-label="Remove the filter slots since">' in html
-    assert "fchip" not in await people.viewer.page("/runs")
+    assert '"fchip"' not in await people.viewer.page("/runs")
+
+
+def lines_in(html: str) -> list[tuple[str, int]]:
+    """The newest run of each line of the list, and how many runs it has."""
+    found = re.findall(r'<tr id="r-([^"]+)".*?</tr>', html, re.DOTALL)
+    numbers = [
+        int(number[1]) if (number := re.search(r"×(\d+)", row)) else 1
+        for row in re.findall(r'<tr id="r-.*?</tr>', html, re.DOTALL)
+    ]
+    return list(zip(found, numbers, strict=True))
+
+
+async def test_equal_runs_of_a_task_are_one_line_until_another_outcome(people: People) -> None:
+    good = {"state": "succeeded", "fingerprint": None}
+    made = await make(
+        people,
+        {"state": "running", "created_at": clock.now() - timedelta(days=1)},
+        *({"reason": f"ValueError: {n}"} for n in range(3)),
+        {"task": "payroll", **good},
+        good,
+        good,
+        {"fingerprint": "1:other"},
+        *(good for _ in range(4)),
+    )
+    html = await people.operator.page("/runs")
+    alone = [(run, 1) for run in made]
+    assert lines_in(html) == [alone[0], (made[1], 3), *alone[4:8], (made[8], 4)]
+    assert html.index("Still going on · 1") < html.index(made[0])
+    assert f'value="{",".join(made[1:4])}"' in html
+    unfolded = await people.operator.page(f"/runs?unfold={made[1]}")
+    assert lines_in(unfolded) == [*alone[:8], (made[8], 4)]
+    assert lines_in(await people.operator.page("/runs?fold=0")) == alone
+    assert "c-box" not in await people.viewer.page("/runs")
+
+
+async def test_the_chosen_runs_are_changed_and_no_others(people: People) -> None:
+    made = await make(people, *({} for _ in range(5)), {"state": "succeeded"})
+    chosen = urlencode([("run", ",".join(made[1:3])), ("run", made[4]), ("run", made[5])])
+    html = await people.operator.page(f"/runs/bulk/retry?task=report&{chosen}")
+    assert "Retry 3 runs?" in html and "<dt>Chosen</dt><dd>4</dd>" in html
+    assert 'href="/runs?task=report"' in html
+    preview = re.search(r'name="preview" value="([^"]+)"', html)
+    assert preview is not None
+    done = await people.operator.send("/runs/bulk/retry", preview=preview[1])
+
+    async def is_done() -> str:
+        page = await people.operator.page(done.headers["location"])
+        return page if "Done" in page else ""
+
+    assert "3 runs changed." in await until(is_done)
+    left = await json_of(people, "state=failed&task=report")
+    assert {made[0], made[3]} <= {run["id"] for run in left["runs"]}
+    nothing = await people.operator.page(f"/runs/bulk/retry?run={made[5]}")
+    assert "None of the chosen runs is in a state" in nothing
+    await people.operator.page("/runs/bulk/retry?run=moon", 422)
+
+
+async def test_a_view_is_saved_as_a_tab_of_the_browser_and_forgotten(people: People) -> None:
+    view = "task=report&state=failed"
+    for wrong in ({"name": ""}, {"name": "x" * 41}, {"name": "a\x1b"}, {"view": "moon=1"}):
+        await people.viewer.send("/runs/views", 422, **{"name": "Mine", "view": view, **wrong})
+    name = '<b>"Mine" & yours</b>'
+    saved = await people.viewer.send("/runs/views", name=name, view=view)
+    assert saved.headers["location"] == "/runs?task=report&state=failed"
+    html = await people.viewer.page("/runs")
+    assert 'href="/runs?task=report&amp;state=failed">' in html
+    assert name in unescape(html) and name not in html
+    assert name not in unescape(await people.operator.page("/runs"))
+    await people.viewer.send("/runs/views", name=name, view=view, forget="1")
+    assert name not in unescape(await people.viewer.page("/runs"))
+    people.viewer.client.cookies.set("batch_views", "%00;=" * 2_000)
+    await people.viewer.page("/runs")

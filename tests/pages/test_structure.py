@@ -183,6 +183,16 @@ async def test_the_page_of_a_task_begins_with_what_is_worst_about_it(
     assert not re.search(r'href="[^"]*/(start|pause|resume|backfill|mute|retry|acknowledge)"', html)
 
 
+@pytest.mark.rest
+async def test_night_and_tasks_are_small_before_they_are_packed(demo: Demo) -> None:
+    assert len((await demo.page(show_night, "/")).encode()) < 120_000
+    few = await demo.page(tasks.show_tasks, "/tasks")
+    assert len(few.encode()) < 160_000
+    assert few.count('<div class="lane">') == 12
+    every = await demo.page(tasks.show_tasks, "/tasks?lanes=all")
+    assert every.count('<div class="lane">') == 45
+
+
 async def test_a_viewer_sees_no_button_that_changes_something(demo: Demo) -> None:
     html = await demo.page(show_night, "/", role="viewer")
     await compare("night-viewer", html)

@@ -14,7 +14,8 @@ from tests import preloaded
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs/testing.md"
-CRASH = ("tasks/first_sessions.py", "tests/test_first_sessions.py")
+COOKBOOK = ROOT / "docs/cookbook.md"
+CRASH = ("tasks/import_users.py", "tests/test_import_users.py")
 HTTP = ("tasks/rates.py", "tests/test_rates.py")
 
 
@@ -89,13 +90,13 @@ def test_the_fake_http_server_of_the_page_answers_its_task(
     done.assert_outcomes(passed=1)
 
 
-def test_the_crash_of_the_page_is_survived_and_leaves_nothing_behind(
+def test_the_crash_of_the_cookbook_is_survived_and_leaves_nothing_behind(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No coroutine is closed late, and no task is pending when its loop ends; otherwise stderr
     would show it.
     """
-    take(pytester, monkeypatch, *CRASH)
+    take(pytester, monkeypatch, *CRASH, page=COOKBOOK)
     done = pytester.runpytest_subprocess(
         "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"
     )
@@ -105,7 +106,7 @@ def test_the_crash_of_the_page_is_survived_and_leaves_nothing_behind(
 
 def test_they_pass_on_postgresql(project: pytest.Pytester) -> None:
     for name in CRASH:
-        (project.path / name).write_text(on_the_page(name))
+        (project.path / name).write_text(on_the_page(name, COOKBOOK))
     project.makeini(
         "[pytest]\npythonpath = .\nasyncio_default_fixture_loop_scope = function\nfilterwarnings "
         "= error\n"

@@ -277,6 +277,8 @@ async def test_an_application_around_it_says_who_asks(served: Served) -> None:
         assert (page.status_code, "<form" in page.text) == (401, False)
     by_token = {"Authorization": f"Bearer {served.secrets['viewer']}"}
     assert (await client.get("/api/v1/tasks", headers=by_token)).status_code == 200
+    basic = {"X-User": "ann", "Authorization": "Basic YTpi"}
+    assert (await client.get("/api/v1/tasks", headers=basic)).status_code == 401
     elsewhere = create_app(authorize=authorize, sign_in_url="https://ops.example/login")
     elsewhere.state.batch = served.service
     for path in ("/", "/signin"):

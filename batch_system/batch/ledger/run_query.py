@@ -53,6 +53,7 @@ class RunQuery:
     """Which runs a list has. Instants are aware; `…_since` is included, `…_until` is not.
 
     Attributes:
+        ids: Only these runs, which may be parts; empty for all.
         tasks: Only runs of these tasks; None stands for all.
         without: No runs of these tasks.
         params: JSON values that parameters have, by the name of the parameter.
@@ -64,6 +65,7 @@ class RunQuery:
             out.
     """
 
+    ids: frozenset[str] = frozenset()
     task: str | None = None
     tasks: frozenset[str] | None = None
     without: frozenset[str] = frozenset()
@@ -138,7 +140,7 @@ async def counts(connection: AsyncConnection, query: RunQuery) -> Counts | None:
     query = replace(query, states=frozenset())
     if _has_parts(query) or any(True for _ in _others(query, runs.c, connection.dialect.name)):
         return None
-    is_small = query.task is not None or query.parent is not None
+    is_small = query.task is not None or query.parent is not None or bool(query.ids)
     each = [query] if is_small else [replace(query, states=frozenset((s,))) for s in RunState]
     names = {"created_at", "id", "state"}
     found = [_looked(one, runs.c.created_at, None, names, COUNTED + 1) for one in each]
@@ -179,9 +181,12 @@ def _searches(query: RunQuery) -> Iterator[list[Any]]:
     """
     of_task = [runs.c.task == query.task] if query.task is not None else []
     of_states = [runs.c.state.in_(sorted(query.states))] if query.states else []
+    if query.ids:
+        yield [runs.c.id.in_(sorted(query.ids)), *of_task, *of_states, *_of_parent(query)]
+        return
     if query.parent is not None:
         yield [
-            runs.c.awaited_by == query.parent,
+            *_of_parent(query),
             runs.c.origin == Origin.PART,
             *of_task,
             *of_states,
@@ -200,17 +205,25 @@ def _searches(query: RunQuery) -> Iterator[list[Any]]:
             yield [text(PART_SQL), runs.c.state == state]
 
 
+def _of_parent(query: RunQuery) -> list[Any]:
+    return [runs.c.awaited_by == query.parent] if query.parent is not None else []
+
+
 def _is_by_state(query: RunQuery) -> bool:
-    """Whether an index on states finds the runs: those of one state, or of several rare ones."""
+    """Whether the search has the condition on states: an index finds those of one state, or of
+    several rare ones, and few runs are named.
+    """
     are_rare = bool(query.states) and RunState.SUCCEEDED not in query.states
-    return query.parent is not None or (query.task is None and (len(query.states) == 1 or are_rare))
+    is_named = query.parent is not None or bool(query.ids)
+    return is_named or (query.task is None and (len(query.states) == 1 or are_rare))
 
 
 def _has_parts(query: RunQuery) -> bool:
     """Whether parts of any runs are wanted. Their index has them by their states, and not by their
     tasks.
     """
-    return Origin.PART in query.origins and query.parent is None and not query.by_slot
+    is_named = query.parent is not None or bool(query.ids)
+    return Origin.PART in query.origins and not is_named and not query.by_slot
 
 
 def _within(

@@ -348,6 +348,7 @@ LISTED = (
     "origin",
     "state",
     "reason",
+    "fingerprint",
     "attempt",
     "node",
     "gate",

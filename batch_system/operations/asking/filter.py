@@ -44,6 +44,9 @@ PoolName = Annotated[
 ]
 RunId = Annotated[str, StringConstraints(pattern=ID)]
 
+MOST_NAMED = 500
+"""A filter names at most this many runs."""
+
 EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
@@ -95,6 +98,9 @@ class RunFilter(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    run: list[RunId] = Field(
+        [], max_length=MOST_NAMED, description="Only these runs, parts among them."
+    )
     task: TaskName | None = Field(None, description="Only runs of this task.")
     tag: TaskName | None = Field(None, description="Only runs of tasks that have this tag.")
     pool: PoolName | None = Field(None, description="Only runs of tasks of this pool.")

@@ -174,9 +174,11 @@ class RunShort(Result, Generic[N]):
 class RunSummary(RunShort[str | None]):
     """A run in a list. `node`: the id of the process that executes it, or executed it last.
 
-    `quarantined`: how many items it has set aside that no other run has processed since.
+    `fingerprint`: what is wrong with the run, as a class of errors. `quarantined`: how many items
+    it has set aside that no other run has processed since.
     """
 
+    fingerprint: str | None = None
     quarantined: int = 0
 
 

@@ -32,6 +32,7 @@ def query_of(
     RunQuery.
     """
     return RunQuery(
+        ids=frozenset(wanted.run),
         task=wanted.task,
         tasks=tasks,
         without=frozenset(wanted.exclude),

@@ -60,7 +60,8 @@ class Overview(Result):
     """`total`: how many tasks there are that the filter wants; the page has at most 50 of them from
     `first` on.
 
-    `timeline`: None if it was not asked for. `by_tag`: the tasks of the page by their first tag;
+    `timeline`: None if it was not asked for; `folded`: how many tasks of the page it leaves out.
+    `by_tag`: the tasks of the page by their first tag;
     those without one under an empty name. `shares`: how many tasks each filter would show.
     """
 
@@ -71,6 +72,7 @@ class Overview(Result):
     total: int
     first: int
     timeline: Timeline | None
+    folded: int
     by_tag: dict[str, list[str]]
     shares: dict[str, int]
 
@@ -81,11 +83,13 @@ async def overview(
     text_of_name: str = "",
     first: int = 0,
     hours: int = USUAL_HOURS,
+    most_lanes: int | None = None,
 ) -> Overview:
     """A page of 50 tasks from number `first` on. `wanted`: all, running, attention or paused.
 
-    `part`: a part of the name, or a tag; empty: any. `hours`: of the timeline, before and after
-    now; 0: no timeline.
+    `text_of_name`: a part of the name, or a tag; empty: any. `hours`: of the timeline, before and
+    after now; 0: no timeline. `most_lanes`: at most so many tasks of the page are in the timeline,
+    those that run and those that are due next; None: all.
 
     Raises NoLedger.
     """
@@ -109,7 +113,8 @@ async def overview(
         sparks = await sparks_of(connection, (task.name for task in shown if task.name), SPARKS)
         # As Night of 24 hours.
         window = await tally.of_window(connection, bucket_of(now - DAY), now, now)
-        lanes = {task.name: task.p50 for task in _as_due(shown, running) if task.name}
+        due = [(task.name, task.p50) for task in _as_due(shown, running) if task.name]
+        lanes = dict(due[:most_lanes])
         return Overview(
             now=now,
             numbers=await _numbers(connection, opened, window.counts, now),
@@ -123,6 +128,7 @@ async def overview(
             timeline=await timeline(connection, lanes, opened, window, now, hours)
             if hours
             else None,
+            folded=len(due) - len(lanes),
             by_tag=_by_tag(shown),
             shares={
                 each: sum(_is_wanted(task, each, text_of_name, share) for task in found)

@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo
 from batch_system.operations.night.page import Column
 from batch_system.operations.night.results import Need, NightChange
 from batch_system.pages.charts.axis import Axis, ClockChange, Tick
-from batch_system.pages.frame.formatting import clock, counted, duration
+from batch_system.pages.charts.paths import Paths
+from batch_system.pages.frame.formatting import clock, duration
 
 TOP, BASE, BOTTOM = 29, 124, 164
 """The top of the space above the line, the line, and the bottom of the space below it."""
@@ -83,12 +84,15 @@ class Moment:
 class Chart:
     """What the chart draws. `now`: the place of the present; None in a window that is over.
 
-    `rows`: the same as a table: the time of each column, and what became of its slots.
+    `paths`: the boxes of what went well, of what is to come and of what was chosen not to run;
+    `boxes`: all others. `rows`: the same as a table: the time of each column, and what became of
+    its slots.
     """
 
     minutes: int
     ticks: list[Tick]
     boxes: list[Box] = field(default_factory=list)
+    paths: Paths = field(default_factory=Paths)
     marks: list[Mark] = field(default_factory=list)
     outages: list[Box] = field(default_factory=list)
     now: float | None = None
@@ -104,8 +108,11 @@ def night_chart(
     now: datetime | None,
     moments: Sequence[Moment],
     outages: Sequence[tuple[datetime, datetime]],
+    is_small: bool = False,
 ) -> Chart:
-    """`length`: how long a column is. `now`: None if the window is over."""
+    """`length`: how long a column is. `now`: None if the window is over. `is_small`: for a screen
+    without a pointer, so that only the boxes with a hatch are none of its paths.
+    """
     chart = Chart(int(length.total_seconds() // 60), axis.ticks(), clock_changes=axis.clock_changes)
     above = max((_above(column) for column in columns), default=0)
     below = max((_below(column.counts) for column in columns), default=0)
@@ -116,10 +123,11 @@ def night_chart(
         left, wide = round(axis.x(column.at) + width * 0.12, 3), round(width * 0.76, 3)
         words = in_words(column.counts)
         title = f"{axis.time(column.at)}: {words}" if words else ""
-        chart.boxes += [
+        boxes = [
             *_high(column, left, wide, cell, title),
             *_low_boxes(column.counts, left, wide, low, title),
         ]
+        chart.boxes += chart.paths.with_plain(boxes, {"f-failed", "f-running"} if is_small else ())
         if words:
             chart.rows.append((axis.time(column.at), words))
     chart.outages = [
@@ -160,16 +168,16 @@ def _below(counts: Mapping[str, int]) -> int:
 
 def _high(column: Column, left: float, wide: float, cell: float, title: str) -> list[Box]:
     boxes, y = [], float(BASE - 1)
-    coming = f"{counted(column.planned, 'slot')} to come"
     parts = (
-        ("h-ok", column.counts.get("succeeded", 0), title),
-        ("f-running", column.counts.get("active", 0), title),
+        ("h-ok", column.counts.get("succeeded", 0)),
+        ("f-running", column.counts.get("active", 0)),
+        ("s-exp", column.planned),
     )
-    for css, number, says in (*parts, ("s-exp", column.planned, coming)):
+    for css, number in parts:
         if number:
             y -= number * cell
             boxes.append(
-                Box(left, wide, round(y, 1), round(max(0.8, number * cell - 0.6), 1), css, says)
+                Box(left, wide, round(y, 1), round(max(0.8, number * cell - 0.6), 1), css, title)
             )
     return boxes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -10,8 +9,10 @@ from datetime import datetime, timedelta
 from batch_system.operations.night.lanes import Lane, LaneRange, LaneRun
 from batch_system.pages.charts.axis import Axis
 from batch_system.pages.charts.night_chart import Box, in_words
+from batch_system.pages.charts.paths import Paths
 
 TEN_MINUTES = timedelta(minutes=10)
+GLYPH_Y, BAR_TOP = 10, 19
 HAIR = 0.3
 """The least width of a bar, in percent."""
 _WORST = (
@@ -28,7 +29,9 @@ _WORST = (
 
 @dataclass(frozen=True)
 class Glyph:
-    """A mark at a slot: slot, next, missed, or chosen (skipped or paused)."""
+    """A mark at a slot: slot, next, missed, or chosen (skipped or paused). The first two have no
+    title.
+    """
 
     x: float
     kind: str
@@ -51,13 +54,38 @@ class Bar:
 
 @dataclass
 class DrawnLane:
-    """A lane as it is drawn. `words`: what became of its slots."""
+    """A lane as it is drawn. `words`: what became of its slots.
+
+    `paths`: what needs no words of its own; the other marks are in the lists.
+    """
 
     task: str
     words: str
     glyphs: list[Glyph] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
     cells: list[Box] = field(default_factory=list)
+    paths: Paths = field(default_factory=Paths)
+
+
+def night_lane(lane: Lane, axis: Axis, now: datetime | None, cell_width: float) -> DrawnLane:
+    """A lane of Night, in which marks that need no words are paths."""
+    out = drawn(lane, axis, now, cell_width)
+    out.cells, out.glyphs = join_marks(out.paths, out.cells, out.glyphs)
+    out.bars = [bar for bar in out.bars if not out.paths.has_taken(bar, BAR_TOP)]
+    return out
+
+
+def join_marks(
+    paths: Paths, cells: Sequence[Box], glyphs: Sequence[Glyph]
+) -> tuple[list[Box], list[Glyph]]:
+    """Add the marks that need no words to the paths. Returns the others."""
+    others = []
+    for glyph in glyphs:
+        if glyph.kind in ("slot", "next"):
+            paths.add_dot(f"dot-{glyph.kind}", glyph.x, GLYPH_Y)
+        else:
+            others.append(glyph)
+    return paths.with_plain(cells), others
 
 
 def drawn(lane: Lane, axis: Axis, now: datetime | None, cell_width: float) -> DrawnLane:
@@ -79,23 +107,18 @@ def drawn(lane: Lane, axis: Axis, now: datetime | None, cell_width: float) -> Dr
         out.cells += _coming(lane.planned, axis, cell_width)
     else:
         kind = "chosen" if lane.is_paused else "next"
-        out.glyphs += [Glyph(axis.x(at), kind, f"{axis.time(at)}: to come") for at in lane.planned]
+        title = "to come, but the task is paused" if lane.is_paused else ""
+        out.glyphs += [Glyph(axis.x(at), kind, title) for at in lane.planned]
     return out
 
 
 def _coming(planned: Sequence[datetime], axis: Axis, cell_width: float) -> list[Box]:
     """Dashed cells for the slots to come, one for each ten minutes."""
-    slots = Counter(at - (at - axis.begin) % TEN_MINUTES for at in planned)
+    begins = {at - (at - axis.begin) % TEN_MINUTES for at in planned}
+    width = round(cell_width * 0.84, 3)
     return [
-        Box(
-            round(axis.x(at) + cell_width * 0.08, 3),
-            round(cell_width * 0.84, 3),
-            14,
-            13,
-            "s-exp",
-            f"{axis.time(at)}: {number:,} to come",
-        )
-        for at, number in sorted(slots.items())
+        Box(round(axis.x(at) + cell_width * 0.08, 3), width, 14, 13, "s-exp")
+        for at in sorted(begins)
     ]
 
 
@@ -106,8 +129,9 @@ def _worst(counts: Mapping[str, int]) -> str | None:
 def _slot(run: LaneRun, axis: Axis) -> list[Glyph]:
     if run.slot is None or not axis.begin <= run.slot <= axis.end:
         return []
-    kind = "chosen" if run.state == "skipped" else "slot"
-    return [Glyph(axis.x(run.slot), kind, f"slot {axis.time(run.slot)}: {run.state}")]
+    if run.state != "skipped":
+        return [Glyph(axis.x(run.slot), "slot", "")]
+    return [Glyph(axis.x(run.slot), "chosen", f"slot {axis.time(run.slot)}: {run.state}")]
 
 
 def _bar(run: LaneRun, task: str, axis: Axis, now: datetime | None) -> list[Bar]:

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from batch_system.operations.night.sparks import Spark
 from batch_system.pages.charts.night_chart import Box
-from batch_system.pages.frame.formatting import duration
+from batch_system.pages.charts.paths import Paths
 
-HEIGHT, LEAST = 24.0, 3.0
-FLOOR = 30.0
+HEIGHT, LEAST, FLOOR = 24, 3, 30
+DOTS = {"failed": "dot-failed"} | dict.fromkeys(
+    ("queued", "waiting", "running", "retrying"), "dot-active"
+)
+"""The dot above the bar of a run that is in this state."""
 
 
-def spark_boxes(sparks: Sequence[Spark], places: int = 60) -> list[Box]:
+@dataclass
+class SparkChart:
+    """`words`: how many runs there are in each state. `marked`: the bars that have a sign above
+    them which is no dot.
+    """
+
+    number: int
+    words: str
+    paths: Paths = field(default_factory=Paths)
+    marked: list[Box] = field(default_factory=list)
+
+
+def spark_chart(sparks: Sequence[Spark], places: int = 60) -> SparkChart:
     """The newest run stands at the right. `places`: how many runs fit."""
     shown = sparks[-places:]
+    states = Counter(spark.state for spark in shown)
+    words = ", ".join(f"{number} {state}" for state, number in states.most_common())
+    chart = SparkChart(len(shown), words)
     longest = max((spark.seconds or 0.0 for spark in shown), default=0.0)
     width = 100 / places
-    boxes = []
     for number, spark in enumerate(shown, places - len(shown)):
         share = (spark.seconds or 0.0) / longest if longest else 0.0
-        height = round(LEAST + share * (HEIGHT - LEAST), 1)
-        title = (
-            f"{spark.state}, {duration(spark.seconds)}"
-            if spark.seconds is not None
-            else spark.state
-        )
-        left = round(number * width, 2)
-        boxes.append(
-            Box(
-                left,
-                round(width * 0.66, 2),
-                round(FLOOR - height, 1),
-                height,
-                f"bar-{spark.state}",
-                title,
-            )
-        )
-    return boxes
+        height = round(LEAST + share * (HEIGHT - LEAST))
+        top = FLOOR - height
+        bar = Box(number * width, width * 0.66, top, height, f"bar-{spark.state}")
+        chart.paths.add_box(bar, bar.y, bar.height)
+        if (dot := DOTS.get(spark.state)) is not None:
+            chart.paths.add_dot(dot, bar.x + bar.width / 2, top - 3)
+        elif spark.state != "succeeded":
+            chart.marked.append(bar)
+    return chart

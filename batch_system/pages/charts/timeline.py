@@ -14,12 +14,11 @@ from batch_system.operations.tasks.results import TaskSummary
 from batch_system.operations.tasks.timeline import TaskLane, Timeline
 from batch_system.pages.charts.axis import Axis, ClockChange, Tick, minute_ticks
 from batch_system.pages.charts.night_chart import Box
-from batch_system.pages.charts.night_lanes import HAIR, Bar, Glyph, drawn
-from batch_system.pages.frame.formatting import clock, counted
+from batch_system.pages.charts.night_lanes import BAR_TOP, HAIR, Bar, Glyph, drawn, join_marks
+from batch_system.pages.charts.paths import Paths
+from batch_system.pages.frame.formatting import clock
 
-OPEN_LANES = 12
-"""This many lanes are open at first; the others are folded."""
-BAR_TOP, ROW, HEIGHT, MOST_ROWS = 19, 18, 40, 3
+ROW, HEIGHT, MOST_ROWS = 18, 40, 3
 LATE = timedelta(seconds=10)
 LEAST_LATE = 0.25
 """A run is not marked as late if its delay is less than this, in percent of the width."""
@@ -46,7 +45,8 @@ class TaskLaneDrawn:
     """A lane as it is drawn. `hint`: the schedule, or what replaces it. `rows`: bars with the y of
     their row.
 
-    `note`: words at `note_x`, right of a slot that was missed.
+    `paths`: what needs no words of its own. `note`: words at `note_x`, right of a slot that was
+    missed.
     """
 
     task: str
@@ -57,19 +57,18 @@ class TaskLaneDrawn:
     glyphs: list[Glyph] = field(default_factory=list)
     cells: list[Box] = field(default_factory=list)
     rows: list[tuple[Bar, int]] = field(default_factory=list)
-    expected: list[Box] = field(default_factory=list)
     late: list[Late] = field(default_factory=list)
+    paths: Paths = field(default_factory=Paths)
     note: str = ""
     note_x: float = 0.0
 
 
 @dataclass(frozen=True)
 class Group:
-    """Lanes under a heading, which may be empty; `folded`: the lanes that are shown on demand."""
+    """Lanes under a heading, which may be empty."""
 
     name: str
     lanes: Sequence[TaskLaneDrawn]
-    folded: Sequence[TaskLaneDrawn] = ()
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,7 @@ def timeline_drawn(
         each.lane.task: _lane(each, tasks[each.lane.task], axis, found.now) for each in found.lanes
     }
     if by_tag is None:
-        every = list(lanes.values())
-        groups = [Group("", every[:OPEN_LANES], every[OPEN_LANES:])]
+        groups = [Group("", list(lanes.values()))]
     else:
         named = [
             Group(tag or "without a tag", [lanes[n] for n in lanes if n in names])
@@ -125,13 +123,14 @@ def _lane(found: TaskLane, task: TaskSummary, axis: Axis, now: datetime) -> Task
         out.glyphs = [glyph for glyph in out.glyphs if glyph.x <= axis.x(now)]
         out.cells = [cell for cell in out.cells if cell.css != "s-exp"]
     elif lane.cells and not lane.planned and found.ahead:
-        title = f"{counted(found.ahead, 'slot')} to come"
-        out.cells.append(Box(axis.x(now), axis.width(now, axis.end), 14, 13, "s-exp", title))
+        out.cells.append(Box(axis.x(now), axis.width(now, axis.end), 14, 13, "s-exp"))
+    _note(out, lane, axis, now)
     if not lane.cells:
         out.late = _late(found, out, axis)
         if found.expected is not None and not lane.is_paused:
-            out.expected = _expected(lane.planned, found.expected, axis)
-    _note(out, lane, axis, now)
+            out.cells += _expected(lane.planned, found.expected, axis)
+    out.cells, out.glyphs = join_marks(out.paths, out.cells, out.glyphs)
+    out.rows = [(bar, y) for bar, y in out.rows if not out.paths.has_taken(bar, y)]
     return out
 
 
@@ -192,16 +191,7 @@ def _expected(planned: Sequence[datetime], seconds: float, axis: Axis) -> list[B
         end = at + timedelta(seconds=seconds)
         if number + 1 < len(planned):
             end = min(end, planned[number + 1])
-        boxes.append(
-            Box(
-                axis.x(at),
-                axis.width(at, end, 0.25),
-                BAR_TOP,
-                13,
-                "s-exp",
-                f"{axis.time(at)}: expected",
-            )
-        )
+        boxes.append(Box(axis.x(at), axis.width(at, end, 0.25), BAR_TOP + 0.5, 12, "s-exp"))
     return boxes
 
 

@@ -32,7 +32,7 @@ HTMX = ("vendor/htmx.min.js", "vendor/hx-sse.min.js")
 """htmx and its extension for live updates, which are sent as one: htmx reads the page as soon as
 htmx has loaded, and an extension that loads after that would never connect.
 """
-MODULE = ("time.js", "live.js", "dialog.js", "log.js", "keys.js")
+MODULE = ("time.js", "live.js", "dialog.js", "log.js", "choose.js", "keys.js")
 """The scripts of the pages, which are sent as one module in this order, because they share
 names.
 """

@@ -26,10 +26,10 @@ async def set_preferences(request: Request) -> Response:
         fields = await fields_of(request)
         answer = RedirectResponse(root + local_path(fields.get("next")), 303)
         if "zone" in fields:
-            _set(request, answer, ZONE_COOKIE, str(zone_of(fields["zone"])))
+            keep(request, answer, ZONE_COOKIE, str(zone_of(fields["zone"])))
         theme = next((each for each in THEMES if each == fields.get("theme")), None)
         if theme is not None:
-            _set(request, answer, THEME_COOKIE, theme)
+            keep(request, answer, THEME_COOKIE, theme)
         return answer
     except Refused as refused:
         return await error_page(request, refused.status, refused.detail)
@@ -37,7 +37,8 @@ async def set_preferences(request: Request) -> Response:
         return await error_page(request, 422, error.message)
 
 
-def _set(request: Request, answer: Response, name: str, value: str) -> None:
+def keep(request: Request, answer: Response, name: str, value: str) -> None:
+    """Let the browser keep a preference for a year."""
     path = request.scope.get("root_path") or "/"
     is_secure = request.url.scheme == "https"
     answer.set_cookie(

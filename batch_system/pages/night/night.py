@@ -16,8 +16,8 @@ from batch_system.operations.tasks import listing
 from batch_system.pages.charts.forecast_chart import PathChart, path_chart
 from batch_system.pages.charts.late_bar import late_bar
 from batch_system.pages.charts.night_chart import axis_of, joined, moments_of, night_chart
-from batch_system.pages.charts.night_lanes import drawn
-from batch_system.pages.charts.spark_chart import spark_boxes
+from batch_system.pages.charts.night_lanes import night_lane
+from batch_system.pages.charts.spark_chart import spark_chart
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.blocks import attempt, render_blocks
 from batch_system.pages.frame.shell import LiveViewer, shell_of
@@ -84,7 +84,7 @@ def _drawn(page: NightPage, viewer: Viewer) -> dict[str, Any]:
             "late_bars": [late_bar(run, found.as_of, viewer.zone) for run in found.late]
         },
         "sparks": lambda: {
-            "sparks": {task: spark_boxes(runs) for task, runs in page.sparks.items()}
+            "sparks": {task: spark_chart(runs) for task, runs in page.sparks.items()}
         },
         "needs": lambda: _rows(page, viewer),
         "forecast": lambda: _promises(found, viewer),
@@ -162,11 +162,13 @@ def _charts(page: NightPage, viewer: Viewer) -> dict[str, Any]:
     )
     pairs = joined(page.columns)
     small = night_chart(
-        pairs, axis_of(pairs, 2 * length, viewer.zone), 2 * length, now, [], outages
+        pairs, axis_of(pairs, 2 * length, viewer.zone), 2 * length, now, [], outages, is_small=True
     )
     ten_minutes = axis.width(axis.begin, axis.begin + timedelta(minutes=10))
-    lanes = [drawn(lane, axis, now, ten_minutes) for lane in page.lanes.lanes]
-    rest = drawn(page.lanes.rest, axis, now, ten_minutes) if page.lanes.rest is not None else None
+    lanes = [night_lane(lane, axis, now, ten_minutes) for lane in page.lanes.lanes]
+    rest = (
+        night_lane(page.lanes.rest, axis, now, ten_minutes) if page.lanes.rest is not None else None
+    )
     return {
         "chart": chart,
         "small_chart": small,

@@ -5,7 +5,6 @@ bulk is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from urllib.parse import urlencode
 
 from starlette.requests import Request
 
@@ -26,7 +25,7 @@ from batch_system.pages.frame.forms import (
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
 from batch_system.pages.frame.viewer import Viewer
-from batch_system.pages.runs.run_filter import conditions_of, given_in, words_of
+from batch_system.pages.runs.run_filter import address, conditions_of, given_in, words_of
 from batch_system.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
 
 SAYS = {
@@ -41,22 +40,21 @@ async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
     """Say which runs of the filter would be changed. The preview keeps their ids, so it does not
     include later runs.
     """
-    given = given_in(request.query_params)
-    conditions = conditions_of(given, viewer)
+    given, chosen = given_in(request.query_params), _chosen_in(request)
+    conditions = {"run": chosen} if chosen else conditions_of(given, viewer)
     if states := conditions.get("state"):
         conditions["state"] = [state for state in states if state in STATES[action]] or states
-    back = f"/runs?{urlencode(given)}" if given else "/runs"
+    back = address(given)
     preview = await viewer.operations(PreviewBulk(action=action, filter=RunFilter.of(**conditions)))
     what = formatting.counted(preview.count, "run")
     if not preview.count:
-        words = (
-            "None of the runs of this filter is in a state in which it can be changed: "
-            f"{_states(action)}."
-        )
+        which = "None of the chosen runs" if chosen else "None of the runs of this filter"
+        words = f"{which} is in a state in which it can be changed: {_states(action)}."
         return await confirm(
             viewer, "runs", Confirm(f"Nothing to {action}", [words], "", "Back", back)
         )
-    facts = [("Filter", words_of(given, viewer)), ("Runs", f"{preview.count:,}"), *by_task(preview)]
+    of = ("Chosen", f"{len(chosen):,}") if chosen else ("Filter", words_of(given, viewer))
+    facts = [of, ("Runs", f"{preview.count:,}"), *by_task(preview)]
     for name, run in (("Newest", preview.first), ("Oldest", preview.last)):
         if run is not None:
             at = formatting.moment(run.slot or run.created_at, viewer.zone, viewer.now)
@@ -79,6 +77,12 @@ async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
     )
     hidden = Field("preview", "", kind="hidden", value=preview.id)
     return await confirm(viewer, "runs", asked.with_facts(facts).with_fields(*fields, hidden))
+
+
+def _chosen_in(request: Request) -> list[str]:
+    """The ids of the runs that were chosen one by one. A line of several runs has all their ids."""
+    lines = request.query_params.getlist("run")
+    return list(dict.fromkeys(run for line in lines for run in line.split(",") if run))
 
 
 def by_task(preview: Preview) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ viewer.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -119,3 +120,29 @@ def _shown(name: str, value: str, viewer: Viewer) -> str:
     if not name.endswith(("since", "until")):
         return value
     return f"{moment(_instant(name, value, viewer), viewer.zone, viewer.now)} ({viewer.zone_name})"
+
+
+_OPTIONS = {
+    "state": "--state",
+    "origin": "--origin",
+    "task": "--task",
+    "tag": "--tag",
+    "pool": "--pool",
+    "parent": "--parent",
+    "param": "--param",
+    "text": "--text",
+    "created_since": "--since",
+    "created_until": "--until",
+    "slot_since": "--slot-since",
+    "slot_until": "--slot-until",
+}
+
+
+def command_of(conditions: Mapping[str, Any]) -> str:
+    """The command that lists the same runs."""
+    words = ["batch", "runs"]
+    for name, value in conditions.items():
+        for each in value if isinstance(value, list) else [value]:
+            shown = each.isoformat() if isinstance(each, datetime) else str(each)
+            words += [_OPTIONS[name], shlex.quote(shown)]
+    return " ".join(words)

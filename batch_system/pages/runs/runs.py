@@ -9,14 +9,16 @@ from urllib.parse import urlencode
 
 from starlette.requests import Request
 
-from batch_system.batch.ledger.states import ACTIVE
+from batch_system.batch.ledger.states import ACTIVE, IncidentKind
 from batch_system.errors import DatabaseError, Forbidden, UnknownRun
 from batch_system.operations.asking.filter import RunFilter
 from batch_system.operations.asking.results import Quarantined, RunDetails
 from batch_system.operations.bulks.bulk import STATES as BULK_STATES
 from batch_system.operations.bulks.results import BulkAction
+from batch_system.operations.incidents.results import Incident
 from batch_system.operations.runs import listing, log_window, pace, phases, quarantine, read
 from batch_system.operations.runs.log_window import LogWindow
+from batch_system.operations.runs.results import RunPage
 from batch_system.operations.why.text import difference_in_words
 from batch_system.pages.charts.waterfall import waterfall
 from batch_system.pages.frame.formatting import day
@@ -28,14 +30,21 @@ from batch_system.pages.runs.run_filter import (
     WITHIN,
     address,
     chips_of,
+    command_of,
     conditions_of,
     given_in,
 )
+from batch_system.pages.runs.run_lines import Line, lines_of, parts_of, seconds_of
 from batch_system.pages.runs.run_tabs import others_of, tabs_of
+from batch_system.pages.runs.saved_views import views_in
+from batch_system.verbs.incidents import ListIncidents
 from batch_system.verbs.runs import ShowBlocker, ShowChain
 from batch_system.verbs.why import WhyRun
 
-PAGE = 50
+PAGE = 100
+MOST_ACTIVE = 50
+"""At most this many runs that go on are listed before the others."""
+MOST_OUTAGES = 20
 LOG_LINES = 1_000
 MOST_DIGITS = 9
 MOST_ITEMS = 100
@@ -48,33 +57,62 @@ NO_LOG = LogWindow(lines=[], numbers=[], older=None, after="0.0", is_end=False, 
 
 
 async def show_runs(request: Request, viewer: Viewer) -> str:
-    """The runs that the query asks for, the newest first."""
-    given = given_in(request.query_params)
-    after = request.query_params.get("after")
+    """The runs that the query asks for: those that go on, and then the newest.
+
+    `?fold=0` gives each run a line, `?unfold=` those of one line. `?choose=all`: what can be done
+    with all runs of the filter.
+    """
+    query = request.query_params
+    given, after = given_in(query), query.get("after")
     wanted = RunFilter.of(**conditions_of(given, viewer))
     context = viewer.operations.context
+    is_folded = query.get("fold") != "0"
     found = await listing.list_runs(context, wanted, PAGE, after)
+    is_mixed = "state" not in given
+    active, outages = RunPage(runs=[], after=None), []
+    if is_mixed and after is None:
+        of_active = wanted.model_copy(update={"state": list(ACTIVE)})
+        active = await listing.list_runs(context, of_active, MOST_ACTIVE)
+        outages = await _outages(viewer)
+    over = [run for run in found.runs if not (is_mixed and run.state in ACTIVE)]
+    going_on = [Line(run, (run,), seconds_of(run, viewer.now)) for run in active.runs]
+    lines = lines_of(over, viewer.now, is_folded, query.get("unfold"))
     # A live page gets rows only.
     counts = None if isinstance(viewer, LiveViewer) else await listing.count_states(context, wanted)
+    here = {**given, **({} if is_folded else {"fold": "0"})}
     return await render(
         "runs.html",
         **await shell_of(viewer, "runs", "Runs"),
-        runs=found.runs,
-        awaits=found.awaits,
+        parts=parts_of(going_on, lines, outages, viewer),
+        number=len(active.runs) + len(over),
+        number_of_lines=len(going_on) + len(lines),
+        awaits={**active.awaits, **found.awaits},
         given=given,
         chips=chips_of(given, viewer),
         tabs=tabs_of(given, counts),
+        views=views_in(request.cookies, given),
         others=others_of(given, counts) if not (found.runs or found.after or after) else None,
         origins=ORIGINS,
         within=[(each, address(given, within=each, since="", until="")) for each in WITHIN],
-        following=urlencode({**given, "after": found.after}) if found.after else None,
+        following=urlencode({**here, "after": found.after}) if found.after else None,
         is_first=after is None,
-        seconds={run.id: _seconds(run.began_at, run.finished_at, viewer.now) for run in found.runs},
+        is_folded=is_folded,
+        folding=address(given, fold="0" if is_folded else ""),
+        chooses_all=query.get("choose") == "all",
+        here_query=urlencode({**here, **({"after": after} if after else {})}),
         query=urlencode(given),
+        command=command_of(conditions_of(given, viewer)),
         actions=[
             action for action in get_args(BulkAction) if _may_change(action, given.get("state"))
         ],
     )
+
+
+async def _outages(viewer: Viewer) -> list[Incident]:
+    """The newest times in which no service ran."""
+    asked = ListIncidents(state="all", kind=IncidentKind.DOWN, limit=MOST_OUTAGES)
+    found = (await viewer.operations(asked)).incidents
+    return list({each.subject: each for each in found}.values())
 
 
 def _may_change(action: str, state: str | None) -> bool:

@@ -1,6 +1,6 @@
 // Single keys. They are off where text is entered, in dialogs, and where the person has turned them off.
-const ROWS = "main table.rows > tbody > tr, article.pb, article.lt, article.dn";
-const GO = { h: "Night", t: "Tasks", r: "Runs", b: "Backups", n: "Nodes" };
+const ROWS = "main table.rows > tbody > tr:not(.day), article.pb, article.lt, article.dn";
+const GO = { h: "Night", i: "Incidents", t: "Tasks", r: "Runs", c: "Changes", b: "Backups", n: "Nodes" };
 const KEYS = "batch-keys";
 let isGoing = false;
 
@@ -47,6 +47,7 @@ const DO = {
   "]": () => night(1),
   w: () => find(".head .seg a:not([aria-current]), .head .seg button")?.focus(),
   f: () => find("#follow")?.click(),
+  x: () => find(".c-box", document.activeElement.closest(ROWS) || document.createElement("i"))?.click(),
   n: (event) => hit(event.shiftKey ? -1 : 1),
   "?": () => find("#keys")?.showModal(),
   Enter: () => document.activeElement.matches(ROWS) && (find("a[data-open]", document.activeElement) || find("a[href]", document.activeElement))?.click(),
@@ -58,7 +59,7 @@ document.addEventListener("keydown", (event) => {
   if (isText || event.ctrlKey || event.metaKey || event.altKey || find("dialog[open]")) return;
   if (event.key !== "Enter" && localStorage.getItem(KEYS) === "off") return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const place = isGoing && [...document.querySelectorAll(".nav a")].find((link) => link.textContent.trim() === GO[key]);
+  const place = isGoing && [...document.querySelectorAll(".nav a")].find((link) => link.textContent.trim().startsWith(GO[key] || "?"));
   isGoing = !isGoing && key === "g";
   if (place) return place.click();
   if (!DO[key] || (key === "Enter" && !document.activeElement.matches(ROWS))) return;

@@ -1,4 +1,6 @@
-"""The last runs of a task, of which equal neighbours are one line. Pure."""
+"""The last runs of a task, with the slots between them that did not run. Equal neighbours are one
+line, as in the list of runs. Pure.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,11 @@ from datetime import datetime
 from itertools import groupby
 from statistics import median
 
+from batch_system.batch.ledger.states import ACTIVE, RunState
 from batch_system.operations.tasks.history import LastRun
+from batch_system.pages.runs.run_lines import LEAST, LEAST_FAILED
 
 MOST_LINES = 12
-FEWEST, FEWEST_FAILED = 3, 2
-"""So many runs in a row are one line."""
-FOLDED = ("succeeded", "failed", "skipped", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def lines_of(runs: Sequence[LastRun]) -> list[Line]:
         runs, key=lambda each: (each.run is None, each.state, each.fingerprint)
     ):
         its = list(group)
-        fewest = FEWEST_FAILED if its[0].state == "failed" else FEWEST
-        if its[0].run is not None and its[0].state in FOLDED and len(its) >= fewest:
+        least = LEAST_FAILED if its[0].state == RunState.FAILED else LEAST
+        if its[0].run is not None and its[0].state not in ACTIVE and len(its) >= least:
             lines.append(_line(its))
         else:
             lines += [_line([each]) for each in its]

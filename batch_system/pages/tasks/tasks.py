@@ -15,7 +15,7 @@ from batch_system.errors import InvalidParameters
 from batch_system.operations.tasks import listing, overview
 from batch_system.operations.tasks.overview import PAGE
 from batch_system.operations.tasks.timeline import HOURS, USUAL_HOURS
-from batch_system.pages.charts.spark_chart import spark_boxes
+from batch_system.pages.charts.spark_chart import spark_chart
 from batch_system.pages.charts.timeline import timeline_drawn
 from batch_system.pages.frame.answers import GoTo, back
 from batch_system.pages.frame.confirm import Confirm, Field, Option, confirm
@@ -28,6 +28,8 @@ from batch_system.verbs.tasks import MuteTask, PauseTask, ResumeTask, ShowTask, 
 
 WANTED = (("all", "All"), ("running", "Running"), ("attention", "Attention"), ("paused", "Paused"))
 SPARKS = 30
+LANES = 12
+"""This many lanes the timeline has at first."""
 MOST_DIGITS = 6
 FOR = {
     "hour": ("an hour", timedelta(hours=1)),
@@ -40,7 +42,7 @@ FOR = {
 
 async def show_tasks(request: Request, viewer: Viewer) -> str:
     """A page of the tasks. `?show=` running, attention or paused; `?text=` a part of the name, or a
-    tag.
+    tag; `?lanes=all` a timeline of all of them.
     """
     wanted = request.query_params.get("show", "all")
     wanted = wanted if wanted in dict(WANTED) else "all"
@@ -49,6 +51,7 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
     first = int(given) if given.isdecimal() and len(given) <= MOST_DIGITS else 0
     hours = hours_of(request.query_params.get("range", ""))
     group = "tag" if request.query_params.get("group") == "tag" else ""
+    lanes = "all" if request.query_params.get("lanes") == "all" else ""
     parts = viewer.parts if isinstance(viewer, LiveViewer) else None
     if parts == ("numbers",):
         numbers = {"numbers": await overview.numbers(viewer.operations.context)}
@@ -57,9 +60,14 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
         return await show_empty(viewer, "tasks")
     has_timeline = parts is None or "timeline" in parts
     found = await overview.overview(
-        viewer.operations.context, wanted, part, first, hours if has_timeline else 0
+        viewer.operations.context,
+        wanted,
+        part,
+        first,
+        hours if has_timeline else 0,
+        None if lanes or group else LANES,
     )
-    kept = _chosen(wanted, part, hours, group)
+    kept = _chosen(wanted, part, hours, group, lanes)
     tasks = {row.task.name: row.task for row in found.rows if row.task.name}
     by_tag = found.by_tag if group else None
     after = first + len(found.rows)
@@ -75,8 +83,9 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
         ],
         filters=[(n, label, _address(kept, show=n if n != "all" else "")) for n, label in WANTED],
         grouping=_address(kept, group="" if group else "tag"),
+        all_lanes=_address(kept, lanes="all"),
         group=group,
-        sparks={row.task.name: spark_boxes(row.sparks, SPARKS) for row in found.rows},
+        sparks={row.task.name: spark_chart(row.sparks, SPARKS) for row in found.rows},
         wanted=wanted,
         part=part,
         kept=kept,
@@ -85,13 +94,14 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
     )
 
 
-def _chosen(wanted: str, part: str, hours: int, group: str) -> dict[str, str]:
+def _chosen(wanted: str, part: str, hours: int, group: str, lanes: str) -> dict[str, str]:
     """The choices that differ from the page's defaults, as its address has them."""
     chosen = {
         "show": wanted if wanted != "all" else "",
         "text": part,
         "range": str(hours) if hours != USUAL_HOURS else "",
         "group": group,
+        "lanes": lanes,
     }
     return {name: value for name, value in chosen.items() if value}
 
