@@ -182,7 +182,7 @@ async def test_after_any_history_the_days_of_a_task_are_those_of_the_account(
 ) -> None:
     """Whether they are counted from the runs, or read from the tally where there is one."""
 
-    async def too_many(_: Any, __: str, pieces: Any, intervals: Any) -> Any:
+    async def too_many(_: Any, __: str, pieces: Any, intervals: Any, ___: int) -> Any:
         is_all = [each[0] for each in intervals] == [pieces[0].begin]
         return [] if is_all else intervals
 
@@ -219,7 +219,8 @@ async def test_no_day_of_which_only_a_part_was_counted_is_shown(
         context = Operations(ledger, ledger, Loaded, Settings()).context
         whole = await history.history(context, "hourly", "UTC")
         assert whole.counts == {"succeeded": 100}
-        monkeypatch.setattr(task_tally, "MOST_RUNS", 40)
+        monkeypatch.setattr(history, "MOST_RUNS", 40)
+        monkeypatch.setattr(history, "MOST_BESIDE_TALLY", 40)
         some = await history.history(context, "hourly", "UTC")
         assert [day.counts for day in some.days if day.counts] == [
             *({"succeeded": 24}, {"succeeded": 13})

@@ -25,8 +25,6 @@ from batch_system.batch.night import counting
 from batch_system.concurrency.offload import offload
 from batch_system.database import sql
 
-MOST_RUNS = 5_000
-"""At most this many runs are counted: the newest ones."""
 LOOKED_AT = 4
 """So many slots of a day are looked at, at equal distances."""
 SECOND = timedelta(seconds=1)
@@ -78,12 +76,16 @@ async def tallied(
 
 
 async def known(
-    connection: AsyncConnection, task: str, days: Sequence[Piece], intervals: Sequence[Interval]
+    connection: AsyncConnection,
+    task: str,
+    days: Sequence[Piece],
+    intervals: Sequence[Interval],
+    most: int,
 ) -> list[Interval]:
-    """These intervals, the newest first, as far back as they have less than MOST_RUNS runs
-    together. The day in which that is reached is left out, because it would not be whole.
+    """These intervals, the newest first, as far back as they have fewer than `most` runs together.
+    The day in which that is reached is left out, because it would not be whole.
     """
-    found, left = [], MOST_RUNS
+    found, left = [], most
     for begin, end in intervals:
         within = (runs.c.slot >= begin, runs.c.slot < end)
         newest = run_rows(("slot",), runs.c.task == task, OF_SLOT_SQL, *within)

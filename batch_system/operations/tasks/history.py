@@ -35,6 +35,10 @@ from batch_system.operations.tasks.strip import Strip
 
 WEEKS = 13
 LAST_RUNS = 100
+MOST_RUNS, MOST_BESIDE_TALLY = 9_000, 3_000
+"""The slots of a task with more runs in the 13 weeks are read from the tally, where it is kept; of
+those beside it at most the second number is counted, the newest ones.
+"""
 MOST_RANGES = 200
 MOST_GAPS = 20
 ON_DAY = timedelta(days=1)
@@ -157,13 +161,13 @@ async def _by_day(
     """
     by_day: dict[int, Counter[str]] = defaultdict(Counter)
     every = [(pieces[0].begin, now + SECOND)]
-    known = await task_tally.known(connection, name, pieces, every)
+    known = await task_tally.known(connection, name, pieces, every, MOST_RUNS)
     if known == every:
         for day, number in await task_tally.unaccounted(connection, name, pieces):
             by_day[day]["unaccounted"] += number
     else:
         gaps = await _add_tally(connection, name, pieces, now, by_day)
-        known = await task_tally.known(connection, name, pieces, gaps)
+        known = await task_tally.known(connection, name, pieces, gaps, MOST_BESIDE_TALLY)
     left = task_tally.divided(pieces, known)
     for day, state, number in await task_tally.counted(connection, name, left):
         by_day[day][state] += number
