@@ -36,7 +36,7 @@ from batch_system.pages.incidents import actions, listing, room
 from batch_system.pages.night import left_slots, outage_backfills
 from batch_system.pages.night.night import show_night
 from batch_system.pages.runs import bulks, run_actions, runs
-from batch_system.pages.tasks import backfills, maintenance, task, tasks
+from batch_system.pages.tasks import backfills, maintenance, start_form, task, tasks
 from batch_system.verbs.incidents import ListIncidents
 from tests.pages.outline import outline
 
@@ -146,7 +146,7 @@ async def compare(name: str, html: str) -> None:
         ("maintenance", maintenance.show_maintenance, "/maintenance", {}),
         ("maintenance-pause", maintenance.ask_to_pause, "/maintenance/pause", {}),
         ("search", search.show_search, "/search?q=invoice", {}),
-        ("start", tasks.ask_to_start, "/tasks/orders_import/start", {"task": "orders_import"}),
+        ("start", start_form.ask_to_start, "/tasks/invoice_pdf/start", {"task": "invoice_pdf"}),
         ("pause", tasks.ask_to_pause, "/tasks/orders_import/pause", {"task": "orders_import"}),
         (
             "backfill",
@@ -162,6 +162,33 @@ async def test_a_page_is_as_it_is_stored(
     demo: Demo, name: str, show: Show, path: str, given: dict[str, str]
 ) -> None:
     await compare(name, await demo.page(show, path, **given))
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize(
+    ("name", "heading", "says"),
+    [
+        (
+            "bank_statements",
+            "bank_statements has been failing since Sat 23:00: 37 of its last 37 runs",
+            "It began 11 min 56 s after a new version was deployed. Before it, ",
+        ),
+        (
+            "cleanup_uploads",
+            "cleanup_uploads is paused since Sat 18:12",
+            "Paused by mara 14 h 30 min ago: “disk is being swapped, INC-311”.",
+        ),
+        ("warehouse_export", "warehouse_export is late since 07:15", "promised 08:00"),
+        ("geo_cache", "geo_cache: its last 100 slots succeeded", "One run at a time; "),
+        ("report_render", "report_render: its last run was cancelled, 05:14", "by jonas"),
+    ],
+)
+async def test_the_page_of_a_task_begins_with_what_is_worst_about_it(
+    demo: Demo, name: str, heading: str, says: str
+) -> None:
+    html = await demo.page(task.show_task, f"/tasks/{name}", role="viewer", task=name)
+    assert f"<h1>{heading}</h1>" in html and says in unescape(html)
+    assert not re.search(r'href="[^"]*/(start|pause|resume|backfill|mute|retry|acknowledge)"', html)
 
 
 @pytest.mark.rest
