@@ -16,7 +16,7 @@ function recent() {
 
 function remember() {
   if (find("#contents[data-answer], main form.ask") || location.pathname === command.dataset.page) return;
-  const path = location.pathname + location.search, title = document.title.replace(/ · Batch System$/, "").slice(0, LONGEST_TITLE);
+  const path = location.pathname + location.search, title = document.title.replace(/^\(\d+\) | · Batch System$/g, "").slice(0, LONGEST_TITLE);
   localStorage.setItem(RECENT, JSON.stringify([{ path, title }, ...recent().filter((each) => each.path !== path)].slice(0, MOST_RECENT + 1)));
 }
 
