@@ -191,6 +191,11 @@ EVENTS = {
     "bulk.acknowledge": EventWord(
         "check", "runs acknowledged", "acknowledged {count} failed runs of {task}"
     ),
+    "bulk.reopen": EventWord(
+        "history",
+        "acknowledgement of runs undone",
+        "undid the acknowledgement of {count} runs of {task}",
+    ),
     "bulk.backfill": EventWord(
         "calendar-plus", "slots backfilled", "backfilled {count} slots of {task}"
     ),

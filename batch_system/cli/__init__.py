@@ -137,6 +137,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "watch": watch.watch,
         "cancel": bulk.cancel,
         "retry": bulk.retry,
+        "undo": bulk.undo,
         "quarantine": items.quarantine,
         "redrive": items.redrive,
         "backfill": manage.backfill,

@@ -1,4 +1,4 @@
-"""`batch cancel` and `batch retry`: of one run, or of all runs that match a filter."""
+"""`batch cancel`, `retry` and `undo`: of one run, or of all runs that match a filter."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ _DONE = {
     "retry": "queued again",
     "cancel": "cancelled, or asked to stop",
     "acknowledge": "acknowledged",
+    "reopen": "open again",
 }
 
 
@@ -150,6 +151,25 @@ def retry(
     else:
         _refuse_none(wanted)
         change_all("retry", wanted, yes, as_json, note)
+
+
+def undo(
+    bulk: Annotated[
+        str, typer.Argument(metavar="BULK", help="The id of the bulk, as `batch changes` shows it.")
+    ],
+    note: Note = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Undo it without asking.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Undo a change of many runs: cancel what it has retried, retry what it has cancelled, and let
+    count as open again what it has acknowledged.
+
+    Only those of its runs are changed that are still as it has left them: a retried run that has
+    ended stays as it is. The command shows their number, and asks.
+    """
+    from batch_system.verbs.bulks import UndoBulk
+
+    _change(lambda operations: operations(UndoBulk(preview=bulk)), yes, as_json, note)
 
 
 def _retry_one(

@@ -188,6 +188,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch retry --task import --since 1d "
         "--yes": "Retry all runs of a task of one day, and do not ask.",
     },
+    "undo": {
+        "batch undo 01a21da9-8d21-787f-954f-5088ae9c331f": "Cancel what a bulk has retried, after "
+        "you have said yes.",
+    },
     "backfill": {
         "batch backfill daily_report --from 2026-11-01 --to 2026-11-07 "
         "--dry-run": "Show what the command would do.",

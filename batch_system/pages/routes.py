@@ -63,6 +63,7 @@ routes = [
     *asked("/runs/bulk/cancel", partial(bulks.ask, "cancel"), bulks.begin),
     *asked("/runs/bulk/acknowledge", partial(bulks.ask, "acknowledge"), bulks.begin),
     page("/bulks/{bulk}", bulks.show_bulk, blocks=("bulk",)),
+    *asked("/bulks/{bulk}/undo", bulks.ask_to_undo, bulks.begin),
     page("/runs/{run}", runs.show_run),
     download("/runs/{run}/log.txt", run_parts.download_log),
     page("/runs/{run}/attempts/{fence}", run_parts.show_attempt),

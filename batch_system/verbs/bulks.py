@@ -56,6 +56,20 @@ class ShowBulk(Verb, role="viewer", http=get("/runs/bulk/{preview}")):
         return await bulk.get(context, self.preview)
 
 
+class UndoBulk(Verb, role="operator", http=post("/runs/bulk/{preview}/undo")):
+    """Say which runs undoing a bulk would change: of its runs those that are still as it has left
+    them. What was retried is cancelled, what was cancelled is retried, and what was acknowledged
+    counts as open again. Nothing is changed until the preview is begun.
+    """
+
+    preview: PreviewId
+
+    async def perform(self, context: Context) -> Preview:
+        from batch_system.operations.bulks import bulk
+
+        return await bulk.preview_undo(context, self.preview)
+
+
 class PreviewBackfill(Verb, role="operator", http=post("/tasks/{name}/backfill/preview")):
     """Say how many runs a backfill of the slots from `since` to `until`, both included, would make.
     The preview is good for an hour, and nothing is changed.

@@ -20,7 +20,7 @@ from batch_system.operations.asking.filter import RunFilter
 from batch_system.operations.bulks.bulk import carry_out
 from batch_system.operations.operations import Operations
 from batch_system.verbs.access import ListChanges
-from batch_system.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
+from batch_system.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk, UndoBulk
 from batch_system.verbs.incidents import AcknowledgeIncident, ListIncidents, ReopenIncident
 from batch_system.verbs.run_changes import AcknowledgeRun
 from tests.batch.ledger_world import know, make_task, rows
@@ -246,3 +246,13 @@ async def test_a_bulk_acknowledges_the_failed_runs_that_match(
         ("load", "1:0"): None,
         ("other", "1:boom"): None,
     }
+    undo = await ann(UndoBulk(preview=preview.id))
+    assert (undo.action, undo.count, undo.tasks) == ("reopen", 4, {"load": 4})
+    await ann(BeginBulk(preview=undo.id))
+    await carry_out(ann.context, undo.id)
+    assert (await ann(ShowBulk(preview=undo.id))).changed == 4
+    assert not any((await acknowledged(ledger)).values())
+    assert all(row["closed_why"] is None for row in await watch.incidents())
+    assert (await ann(UndoBulk(preview=preview.id))).count == 0
+    with pytest.raises(InvalidParameters, match="reopen can't be undone"):
+        await ann(UndoBulk(preview=undo.id))

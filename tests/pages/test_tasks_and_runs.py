@@ -88,6 +88,17 @@ async def test_many_runs_are_changed_after_a_preview(people: People) -> None:
     )
     await people.operator.page("/runs/bulk/acknowledge?state=succeeded", 422)
     await people.viewer.page("/runs/bulk/acknowledge", 403)
+    bulk = answer.headers["location"]
+    assert f'href="{bulk}/undo"' in html and "/undo" not in await people.viewer.page(bulk)
+    asked = await people.operator.page(f"{bulk}/undo")
+    assert "Reopen 1 run?" in asked and "<dd>acknowledge of 1 run by operator</dd>" in asked
+    preview = re.search(r'name="preview" value="([^"]+)"', asked)
+    assert preview is not None
+    undone = await people.operator.send(f"{bulk}/undo", preview=preview[1])
+    assert "1 run changed." in await done(people, undone.headers["location"])
+    assert f"/runs/{run}/acknowledge" in await people.operator.page(f"/runs/{run}")
+    assert "Nothing to undo" in await people.operator.page(f"{bulk}/undo")
+    await people.viewer.page(f"{bulk}/undo", 403)
 
 
 async def done(people: People, path: str) -> str:

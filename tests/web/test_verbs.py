@@ -152,6 +152,7 @@ ELSEWHERE: dict[type[Verb], dict[str, Any]] = {
     maintenance.EndMaintenance: {"window": ID},  # in test_maintenance
     bulks.BeginBulk: {"preview": ID},  # in test_remote
     bulks.ShowBulk: {"preview": ID},
+    bulks.UndoBulk: {"preview": ID},
     bulks.BeginBackfill: {"name": "report", "preview": ID},
     incidents.SendTestMessage: {},  # in tests/incidents
     system.Diagnose: {},  # in tests/operations/test_doctor

@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
+from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.runs import LISTED
 from batch_system.batch.ledger.states import Origin, RunState
 from batch_system.batch.ledger.tables import NO_PART_SQL, OF_SLOT_SQL, PART_SQL, runs
@@ -180,6 +181,25 @@ async def counts(connection: AsyncConnection, query: RunQuery) -> Counts | None:
     by_state = {row[0]: row[1] for row in await connection.execute(numbers)}
     number = min(sum(by_state.values()), COUNTED + 1)
     return Counts(number, by_state if number <= COUNTED or not is_small else None)
+
+
+async def in_states(
+    connection: AsyncConnection,
+    ids: Sequence[str],
+    states: Set[str],
+    *,
+    are_acknowledged: bool = False,
+) -> list[Mapping[Any, Any]]:
+    """The id, task, state, slot and created_at of those of these few runs that are in one of the
+    states, in the order of the ids. `are_acknowledged`: only those that a person has acknowledged.
+    """
+    columns = (runs.c[name] for name in ("id", "task", "state", "slot", "created_at"))
+    theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
+    query = select(*columns).where(theirs, runs.c.state.in_(sorted(states)))
+    if are_acknowledged:
+        query = query.where(runs.c.acknowledged.is_not(None))
+    found = {row["id"]: row for row in (await connection.execute(query)).mappings()}
+    return [found[id] for id in ids if id in found]
 
 
 def _looked(

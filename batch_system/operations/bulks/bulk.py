@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, get_args
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,8 +25,8 @@ from batch_system.errors import InvalidParameters, UnknownPreview, WrongState
 from batch_system.escaping import brief, echoed
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.filter import RunFilter
-from batch_system.operations.bulks.results import Bulk, BulkAction, Preview, PreviewedRun
-from batch_system.operations.incidents.ending import tell_followers
+from batch_system.operations.bulks.results import Action, Bulk, BulkAction, Preview, PreviewedRun
+from batch_system.operations.incidents.ending import tell_followers, tell_followers_again
 from batch_system.operations.incidents.notes import check_note
 from batch_system.operations.people.redacting import hidden_tasks, refuse_secret_filter
 from batch_system.operations.runs.listing import query_of, tasks_of
@@ -47,9 +47,11 @@ STATES: Mapping[str, frozenset[str]] = {
     "retry": frozenset({RunState.FAILED, RunState.CANCELLED, RunState.SKIPPED}),
     "cancel": frozenset(ACTIVE),
     "acknowledge": frozenset({RunState.FAILED}),
+    "reopen": frozenset({RunState.FAILED}),
 }
 """The states of the runs that each action changes."""
-
+UNDOES: Mapping[str, Action] = {"retry": "cancel", "cancel": "retry", "acknowledge": "reopen"}
+"""The action that undoes each one."""
 
 MOST_TASKS = 20
 """A preview counts the runs of at most this many tasks one by one."""
@@ -77,10 +79,38 @@ async def preview(context: Context, action: BulkAction, wanted: RunFilter) -> Pr
         )
 
 
+async def preview_undo(context: Context, id: str) -> Preview:
+    """What undoing a bulk would change: of its runs those that are still as it has left them.
+
+    Raises UnknownPreview, WrongState for a bulk that has not ended, and InvalidParameters for a
+    backfill.
+    """
+    async with context.databases.changing() as connection:
+        row = await previews.get(connection, id)
+        if row is None or row["started_at"] is None:
+            raise UnknownPreview(f"there is no bulk {echoed(id)}")
+        if (action := UNDOES.get(row["action"])) is None:
+            raise InvalidParameters(
+                f"a bulk of the action {row['action']} can't be undone; allowed are "
+                f"{', '.join(UNDOES)}: the runs of a backfill can be cancelled"
+            )
+        if row["finished_at"] is None:
+            raise WrongState(f"the bulk {id} goes on: it can be undone when it has ended")
+        packed = await previews.packed_ids(connection, id)
+        ids = await offload(previews.unpack, packed, 0, row["count"])
+        found: list[Mapping[Any, Any]] = []
+        for first in range(0, len(ids), STEP):
+            some = ids[first : first + STEP]
+            found += await run_query.in_states(
+                connection, some, STATES[action], are_acknowledged=action == "reopen"
+            )
+        return await keep(context, connection, action, found, {"undo": id})
+
+
 async def keep(
     context: Context,
     connection: AsyncConnection,
-    action: BulkAction,
+    action: Action,
     runs: Sequence[Mapping[Any, Any]],
     request: Mapping[str, Any],
 ) -> Preview:
@@ -280,7 +310,7 @@ async def _add(
 
 
 def _kinds(action: str) -> tuple[str, ...]:
-    return get_args(BulkAction) if action == "bulk" else (action,)
+    return tuple(STATES) if action == "bulk" else (action,)
 
 
 async def _not_begun(
@@ -327,5 +357,10 @@ async def _change(
         done = await acknowledging.acknowledge_runs(connection, ids, by, row["note"], now)
         await tell_followers(connection, context, done.closed, now)
         return done.runs
+    if row["action"] == "reopen":
+        undone = await acknowledging.undo_runs(connection, ids)
+        for incident in undone.reopened:
+            await tell_followers_again(connection, context, incident, now)
+        return undone.runs
     reason = f"cancelled by {by}" + (f": {row['note']}" if row["note"] else "")
     return len(await transitions.cancel(connection, ids, reason, by, now))

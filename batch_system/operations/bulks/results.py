@@ -10,7 +10,8 @@ from pydantic import Field
 from batch_system.operations.asking.results import Result
 from batch_system.operations.starting.results import BackfillCounts
 
-Action = Literal["retry", "cancel", "acknowledge", "backfill"]
+Action = Literal["retry", "cancel", "acknowledge", "reopen", "backfill"]
+"""`reopen` undoes `acknowledge`."""
 
 
 BulkAction = Literal["retry", "cancel", "acknowledge"]

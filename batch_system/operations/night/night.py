@@ -94,6 +94,7 @@ CHANGES = (
     "bulk.retry",
     "bulk.cancel",
     "bulk.acknowledge",
+    "bulk.reopen",
     "bulk.backfill",
 )
 """The events of the audit that are changes."""

@@ -36,6 +36,7 @@ _KIND_OF = {
     "task.change": "settings",
     "run.acknowledge": "acknowledged",
     "bulk.acknowledge": "acknowledged",
+    "bulk.reopen": "acknowledged",
     "incident": "acknowledged",
     "run": "runs",
     "bulk": "runs",

@@ -26,13 +26,19 @@ from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.runs.run_filter import address, conditions_of, given_in, words_of
-from batch_system.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk
+from batch_system.verbs.bulks import BeginBulk, PreviewBulk, ShowBulk, UndoBulk
 
 SAYS = {
     "retry": "Each gets a new attempt, which goes on after its last checkpoint, and waits behind "
     "every slot on time.",
     "cancel": "What they have committed stays committed. Their slots count as cancelled.",
     "acknowledge": "They stay failed, and no longer count as something that needs a person.",
+    "reopen": "They count again as something that needs a person, and so do their incidents.",
+}
+UNDOES = {
+    "retry": "A run that has ended since stays as it is.",
+    "cancel": "A run that somebody has retried since stays as it is.",
+    "acknowledge": "A run that was made good since stays as it is.",
 }
 
 
@@ -46,7 +52,6 @@ async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
         conditions["state"] = [state for state in states if state in STATES[action]] or states
     back = address(given)
     preview = await viewer.operations(PreviewBulk(action=action, filter=RunFilter.of(**conditions)))
-    what = formatting.counted(preview.count, "run")
     if not preview.count:
         which = "None of the chosen runs" if chosen else "None of the runs of this filter"
         words = f"{which} is in a state in which it can be changed: {_states(action)}."
@@ -54,6 +59,26 @@ async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
             viewer, "runs", Confirm(f"Nothing to {action}", [words], "", "Back", back)
         )
     of = ("Chosen", f"{len(chosen):,}") if chosen else ("Filter", words_of(given, viewer))
+    return await _confirm(viewer, preview, [SAYS[action]], of, back)
+
+
+async def ask_to_undo(request: Request, viewer: Viewer) -> str:
+    """Say which runs of a bulk would be changed back."""
+    bulk = await viewer.operations(ShowBulk(preview=whole_id(request, "bulk")))
+    preview = await viewer.operations(UndoBulk(preview=bulk.id))
+    back = f"/bulks/{bulk.id}"
+    words = UNDOES[bulk.action]
+    if not preview.count:
+        return await confirm(viewer, "runs", Confirm("Nothing to undo", [words], "", "Back", back))
+    of = ("Undoes", f"{bulk.action} of {formatting.counted(bulk.count, 'run')} by {bulk.actor}")
+    return await _confirm(viewer, preview, [SAYS[preview.action], words], of, back)
+
+
+async def _confirm(
+    viewer: Viewer, preview: Preview, words: list[str], of: tuple[str, str], back: str
+) -> str:
+    """Ask about a preview. `of`: what it was made of."""
+    action, what = preview.action, formatting.counted(preview.count, "run")
     facts = [of, ("Runs", f"{preview.count:,}"), *by_task(preview)]
     for name, run in (("Newest", preview.first), ("Oldest", preview.last)):
         if run is not None:
@@ -70,7 +95,7 @@ async def ask(action: BulkAction, request: Request, viewer: Viewer) -> str:
         )
     asked = Confirm(
         f"{action.capitalize()} {what}?",
-        [SAYS[action]],
+        words,
         f"{action.capitalize()} {what}",
         "Leave it" if preview.count == 1 else "Leave them",
         back,

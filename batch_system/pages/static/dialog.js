@@ -1,5 +1,5 @@
 // Opens pages that ask, such as "Cancel this run?", as a dialog over the page. The answer comes from the service.
-const ASKS = /\/(retry|cancel|acknowledge|pause|resume|start|redrive|verify|mute|leave)$/;
+const ASKS = /\/(retry|cancel|acknowledge|pause|resume|start|redrive|verify|mute|leave|undo)$/;
 
 function parsed(html) {
   return new DOMParser().parseFromString(html, "text/html");

@@ -42,6 +42,14 @@ class Done:
     still_open: int = 0
 
 
+@dataclass(frozen=True)
+class Undone:
+    """How many runs count as open again, and the incidents that are open again with them."""
+
+    runs: int
+    reopened: Sequence[Row[Any]]
+
+
 async def acknowledge(
     connection: AsyncConnection,
     incident: str,
@@ -162,17 +170,43 @@ async def undo(connection: AsyncConnection, incident: str, now: datetime) -> boo
     row = (await connection.execute(select(incidents).where(incidents.c.id == incident))).one()
     if row.acknowledged_at is None:
         return bool(await marks.reopen_acknowledged(connection, incident))
+    await marks.reopen_acknowledged(connection, incident)
+    await _reopen(connection, row)
+    return True
+
+
+async def undo_runs(connection: AsyncConnection, ids: Collection[str]) -> Undone:
+    """Let those of these runs that were acknowledged count as open again, and with them their
+    incidents.
+    """
+    theirs = json_rows.is_among(runs.c.id, sorted(ids), connection.dialect.name)
+    query = select(runs.c.id, runs.c.acknowledged).where(theirs, runs.c.acknowledged.is_not(None))
+    rows = (await connection.execute(query.order_by(runs.c.id).with_for_update())).all()
+    await marks.mark(connection, [row.id for row in rows], {"acknowledged": None})
+    closed = select(incidents).where(
+        incidents.c.id.in_(sorted({row.acknowledged for row in rows})),
+        incidents.c.acknowledged_at.is_not(None),
+    )
+    found = (await connection.execute(closed.order_by(incidents.c.id).with_for_update())).all()
+    reopened = [row for row in found if await _reopen(connection, row)]
+    return Undone(len(rows), reopened)
+
+
+async def _reopen(connection: AsyncConnection, row: Row[Any]) -> bool:
+    """Open an acknowledged incident again, unless another one of the same has been opened since.
+    Returns whether it was closed and is open now.
+    """
     same = (
         incidents.c[name] == getattr(row, name)
         for name in ("kind", "task", "subject", "fingerprint")
     )
     another = select(incidents.c.id).where(
-        *same, incidents.c.closed_at.is_(None), incidents.c.id != incident
+        *same, incidents.c.closed_at.is_(None), incidents.c.id != row.id
     )
-    await marks.reopen_acknowledged(connection, incident)
     values = dict.fromkeys(("acknowledged_at", "acknowledged_by", "note", "quiet_until"))
     is_last = (await connection.execute(another)).first() is None
-    if is_last and row.closed_why in (None, Closed.ACKNOWLEDGED):
+    is_open = is_last and row.closed_why in (None, Closed.ACKNOWLEDGED)
+    if is_open:
         values |= {"closed_at": None, "closed_why": None}
-    await connection.execute(update(incidents).where(incidents.c.id == incident).values(values))
-    return True
+    await connection.execute(update(incidents).where(incidents.c.id == row.id).values(values))
+    return is_open and row.closed_at is not None
