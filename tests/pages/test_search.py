@@ -79,6 +79,7 @@ async def test_the_box_and_the_page_lead_to_the_same_places(people: People) -> N
     assert "1 run of 7 days" in await box(people.operator, "such day")
     assert "1 run of 7 days" in await box(people.operator, "day=never")
     assert [*lines(await box(people.operator, "nigh"))][:1] == ["/"]
+    assert incident in lines(await box(people.operator, incident[-8:]))
     retries = lines(await box(people.operator, "retry"))
     assert f"{incident}/retry" in retries
 

@@ -109,8 +109,10 @@ async def _found(
     )
     of_tasks = [each.incident for each in tasks if each.incident is not None]
     incidents = of_tasks
-    if not meaning.rest and not tasks and meaning.actions:
-        incidents = [*await finding.find_incidents(connection)]
+    is_unnamed = not meaning.rest and bool(meaning.actions)
+    if not tasks and not runs and (is_unnamed or meaning.digits):
+        opened = await finding.find_incidents(connection)
+        incidents = [each for each in opened if each.id.replace("-", "").endswith(meaning.digits)]
     go_to = [*_pages(meaning), *(_run(row) for row in runs)]
     shown = [_incident(each, meaning, viewer) for each in incidents[: 1 if tasks else MOST]]
     go_to += [*shown, *(_task(each, meaning) for each in tasks)]

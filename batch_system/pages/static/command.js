@@ -121,5 +121,5 @@ command.addEventListener("click", (event) => {
   if (event.target === command || (event.target.closest("a") && !event.ctrlKey && !event.metaKey)) command.close();
 });
 command.addEventListener("close", () => newestAsk++);
-find("header .search").addEventListener("click", openCommand);
+find("header .search")?.addEventListener("click", openCommand);
 remember();
