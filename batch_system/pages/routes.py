@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from batch_system.concurrency.offload import offload
-from batch_system.pages import backups, search, sign_in, system
+from batch_system.pages import backups, sign_in, system
 from batch_system.pages.changes import changes
 from batch_system.pages.frame.answers import PageRoute, action, asked, download, page
 from batch_system.pages.frame.assets import assets
@@ -19,6 +19,7 @@ from batch_system.pages.night import left_slots, outage_backfills, unaccounted
 from batch_system.pages.night.night import BLOCKS, show_night
 from batch_system.pages.runs import bulks, run_actions, run_parts, runs, runs_file
 from batch_system.pages.runs.saved_views import save_view
+from batch_system.pages.search import search
 from batch_system.pages.tasks import backfills, maintenance, start_form, task, tasks
 from batch_system.web.problems import Refused
 
@@ -79,7 +80,7 @@ routes = [
     *asked("/slots/leave", left_slots.ask_to_leave, left_slots.leave),
     action("/slots/reopen", left_slots.reopen),
     *asked("/backfill", outage_backfills.ask, outage_backfills.begin),
-    page("/search", search.show_search),
+    page("/search", search.show_search, blocks=("found",)),
     page("/backups", backups.show_backups),
     page("/backups/diff", backups.show_differences, "operator"),
     *asked("/backups/{name}/verify", backups.ask_to_verify, backups.verify),

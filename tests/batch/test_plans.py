@@ -62,14 +62,16 @@ from batch_system.batch.tasks.registry import Task
 from batch_system.config import Settings
 from batch_system.database import companions
 from batch_system.database.engine import Database
+from batch_system.operations.asking.actor import Actor
 from batch_system.operations.asking.context import Loaded
+from batch_system.operations.asking.filter import RunFilter
 from batch_system.operations.night import attention as night_needs
 from batch_system.operations.night import did_not_run
 from batch_system.operations.night import night as night_reading
 from batch_system.operations.night.results import SlotCounts
 from batch_system.operations.operations import Operations
+from batch_system.operations.runs import finding, phases
 from batch_system.operations.runs import late as night_late
-from batch_system.operations.runs import phases
 from batch_system.operations.tasks import overview
 from batch_system.operations.why import room as rooms
 from batch_system.settings.pools import DEFAULT_POOL
@@ -109,6 +111,8 @@ IN_ORDER = {
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
     "list": r"USING INDEX ix_batch_runs",
     "list of parts and runs": r"USING INDEX ix_batch_runs",
+    "search": r"USING (COVERING )?INDEX (ix_batch_runs_created|(uq|ix)_batch_incidents_open)$"
+    r"|(SCAN|Seq Scan on) batch_tasks$",
     "a run by the end of its "
     "id": r"USING (COVERING )?INDEX (ix_batch_runs_created|sqlite_autoindex_batch_runs_1)$",
     "look": r"USING (COVERING )?INDEX "
@@ -263,6 +267,14 @@ PLANS = {
     "start": set(),
     "session": set(),
     "chunk": set(),
+    "search": {
+        *(
+            "ix_batch_runs_created",
+            "ix_batch_runs_task_created",
+            "ix_batch_runs_state_created",
+        ),
+        "uq_batch_schedules_open",
+    },
     "list": {"ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_state_created"},
     "list of parts": {"ix_batch_runs_parts"},
     "list of parts and runs": {
@@ -661,6 +673,19 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
         ):
             with plans.of(name):
                 await run_query.counts(connection, run_query.RunQuery(**conditions))
+        context = Operations(ledger, ledger, Loaded, Settings(), actor=Actor("ann")).context
+        with plans.of("search"):
+            await finding.find_tasks(connection, ["over-1", "x"], 20)
+            await finding.find_incidents(connection)
+            for conditions in (
+                {"task": "over-1"},
+                {"task": "over-1", "state": ["failed"]},
+                {"state": ["failed", "retrying"], "text": "x", "created_since": at},
+                {"param": ["a=1"], "created_since": at},
+            ):
+                wanted = RunFilter.of(**conditions)
+                await finding.number_of(connection, context, wanted)
+                await finding.newest_of(connection, context, wanted, 10)
         with plans.of("a run by the end of its id"):
             await run_ids.end_in(connection, "0000", 2)
         with plans.of("show"):

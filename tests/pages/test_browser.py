@@ -413,10 +413,7 @@ async def test_keys_do_what_the_mouse_does(site: Site, page: Page) -> None:
     await page.keyboard.press("Enter")
     assert name is not None
     await page.wait_for_url(f"{site.url}/tasks/{name.removeprefix('t-')}")
-    await page.keyboard.press("/")
-    await page.keyboard.type("orders")
-    await page.keyboard.press("Enter")
-    await page.wait_for_url(re.compile(r"/search\?q=orders"))
+    await page.goto(f"{site.url}/search?q=orders")
     await page.keyboard.press("g")
     await page.keyboard.press("h")
     await page.wait_for_url(f"{site.url}/")
@@ -424,6 +421,65 @@ async def test_keys_do_what_the_mouse_does(site: Site, page: Page) -> None:
     await page.wait_for_url(re.compile(r"/search\?q=orders"))
     await page.go_forward()
     await expect(page.locator("#verdict")).to_be_visible()
+
+
+@pytest.mark.rest
+async def test_the_command_box_is_used_by_keys_alone(site: Site, page: Page) -> None:
+    box, words = page.locator("#command"), page.get_by_role("combobox")
+    chosen = box.locator("[aria-selected=true]")
+    await page.goto(f"{site.url}/tasks/orders")
+    await page.goto(f"{site.url}/tasks/tick")
+    await page.keyboard.press("/")
+    await expect(words).to_be_focused()
+    await expect(box.get_by_role("option")).to_have_text(["orders"])
+    await page.keyboard.press("Escape")
+    await expect(box).to_be_hidden()
+    await page.locator("header .search input").focus()
+    await page.keyboard.press("Control+k")
+    await expect(words).to_be_focused()
+    await page.keyboard.type("pause ord")
+    await expect(box.get_by_role("group", name="Do").get_by_role("option")).to_have_count(1)
+    await expect(words).to_have_attribute("aria-expanded", "true")
+    await expect(chosen).to_have_count(1)
+    first = await words.get_attribute("aria-activedescendant")
+    assert first == await chosen.get_attribute("id")
+    await expect(box.get_by_role("status")).to_have_text(re.compile(r"^\d+ found$"))
+    assert (await Axe().run(page)).response["violations"] == []
+    await page.keyboard.press("ArrowDown")
+    assert await words.get_attribute("aria-activedescendant") != first
+    await page.keyboard.press("ArrowUp")
+    await page.keyboard.press("ArrowUp")
+    await expect(chosen).to_contain_text("Pause orders")
+    await page.keyboard.press("Enter")
+    asks = page.locator("dialog.ask[open]")
+    await expect(asks).to_contain_text("Pause orders?")
+    await expect(box).to_be_hidden()
+    await page.keyboard.press("Escape")
+    await expect(asks).to_be_hidden()
+
+    # An answer that comes late is dropped: the words have changed.
+    may_answer = asyncio.Event()
+
+    async def answer_late(route: Route) -> None:
+        await may_answer.wait()
+        await route.continue_()
+
+    await page.route("**/search?q=or", answer_late)
+    await page.keyboard.press("Control+k")
+    async with page.expect_request(re.compile(r"q=or$")):
+        await page.keyboard.type("or")
+    await page.keyboard.press("Control+a")
+    await page.keyboard.type("tick")
+    await expect(chosen).to_have_text(re.compile("^tick"))
+    async with page.expect_response(re.compile(r"q=or$")):
+        may_answer.set()
+    await page.evaluate("fetch('/healthz')")  # an answer after it
+    await expect(chosen).to_have_text(re.compile("^tick"))
+    # Words that have no answer yet go to the page.
+    await page.keyboard.press("Control+a")
+    await page.keyboard.type("daily")
+    await page.keyboard.press("Enter")
+    await page.wait_for_url(re.compile(r"/search\?q=daily"))
 
 
 @pytest.mark.rest

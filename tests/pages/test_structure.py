@@ -29,13 +29,14 @@ from batch_system.demo.times import NOW
 from batch_system.operations.asking.actor import Actor, Role
 from batch_system.operations.asking.context import Loaded
 from batch_system.operations.operations import Operations, open_operations
-from batch_system.pages import backups, search, sign_in, system
+from batch_system.pages import backups, sign_in, system
 from batch_system.pages.changes import changes
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.incidents import actions, listing, room
 from batch_system.pages.night import left_slots, outage_backfills
 from batch_system.pages.night.night import show_night
 from batch_system.pages.runs import bulks, run_actions, runs
+from batch_system.pages.search import search
 from batch_system.pages.tasks import backfills, maintenance, start_form, task, tasks
 from batch_system.verbs.incidents import ListIncidents
 from tests.pages.outline import outline

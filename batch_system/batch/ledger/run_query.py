@@ -17,11 +17,14 @@ from sqlalchemy import (
     ColumnElement,
     Subquery,
     Text,
+    and_,
+    case,
     cast,
     func,
     literal,
     select,
     text,
+    true,
     tuple_,
     type_coerce,
     union_all,
@@ -100,15 +103,16 @@ async def page(
     limit: int,
     before: Key | None = None,
     columns: Sequence[str] = LISTED,
+    most: int = LOOKED,
 ) -> Page:
     """A page of at most `limit` runs, newest first. `before`: the key that the previous page ended
-    with.
+    with. `most`: so many rows are read at most for conditions that no index serves.
     """
     at = runs.c.slot if query.by_slot else runs.c.created_at
     kind = connection.dialect.name
     shown = {*columns, at.name, "id"}
     has_others = any(True for _ in _others(query, runs.c, kind))
-    names, number = (shown | CHECKED, LOOKED) if has_others else (shown, limit + 1)
+    names, number = (shown | CHECKED, most) if has_others else (shown, limit + 1)
     looked = _looked(query, at, before, names, number)
     order = (looked.c[at.name].desc(), looked.c.id.desc())
     ordered = select(*(looked.c[name] for name in shown)).order_by(*order)
@@ -118,9 +122,37 @@ async def page(
         return Page(rows[:limit], (rows[limit - 1][at.name], rows[limit - 1]["id"]))
     if not has_others:
         return Page(rows, None)
-    last = select(looked.c[at.name], looked.c.id).order_by(*order).offset(LOOKED - 1).limit(1)
+    last = select(looked.c[at.name], looked.c.id).order_by(*order).offset(most - 1).limit(1)
     end = (await connection.execute(last)).first()
     return Page(rows, (end[0], end[1]) if end is not None else None)
+
+
+class Number(NamedTuple):
+    """How many runs are like this, among the `of` newest ones. `is_all`: there are no others."""
+
+    number: int
+    of: int
+    is_all: bool
+
+
+async def number(connection: AsyncConnection, query: RunQuery, most: int) -> Number:
+    """Count the runs among the newest `most` that an index finds; of each state, if several are
+    wanted.
+    """
+    kind = connection.dialect.name
+    is_many = _is_by_state(query) and len(query.states) > 1
+    each = [replace(query, states=frozenset((s,))) for s in query.states] if is_many else [query]
+    others = [*_others(query, runs.c, kind)]
+    names = {"id", "created_at"} | (CHECKED if others else set())
+    numbers = []
+    for one in each:
+        looked = _looked(one, runs.c.created_at, None, names, most + 1)
+        is_like_this = case((and_(true(), *_others(one, looked.c, kind)), 1), else_=0)
+        like_this = func.coalesce(func.sum(is_like_this), 0)
+        numbers.append(select(func.count(), like_this).select_from(looked))
+    found = (await connection.execute(union_all(*numbers))).all()
+    of = sum(min(row[0], most) for row in found)
+    return Number(min(sum(row[1] for row in found), of), of, all(row[0] <= most for row in found))
 
 
 class Counts(NamedTuple):

@@ -25,6 +25,7 @@ STYLES = (
     "forecast.css",
     "changes.css",
     "runs.css",
+    "command.css",
 )
 """The style sheets, which are sent as one in this order."""
 SCRIPTS = ("signin.js", "zone.js")
@@ -32,7 +33,7 @@ HTMX = ("vendor/htmx.min.js", "vendor/hx-sse.min.js")
 """htmx and its extension for live updates, which are sent as one: htmx reads the page as soon as
 htmx has loaded, and an extension that loads after that would never connect.
 """
-MODULE = ("time.js", "live.js", "dialog.js", "log.js", "choose.js", "keys.js")
+MODULE = ("time.js", "live.js", "dialog.js", "log.js", "choose.js", "command.js", "keys.js")
 """The scripts of the pages, which are sent as one module in this order, because they share
 names.
 """

@@ -31,7 +31,7 @@ function hit(by) {
 }
 
 const DO = {
-  "/": () => find("header input[type=search]").focus(),
+  "/": () => openCommand(),
   j: () => step(1),
   k: () => step(-1),
   r: () => inRow('a[href$="/retry"], a[href$="/start"]')?.click(),
@@ -54,6 +54,10 @@ const DO = {
 };
 
 document.addEventListener("keydown", (event) => {
+  if ((event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey && event.key.toLowerCase() === "k" && !find("dialog[open]:not(#command)")) {
+    event.preventDefault();
+    return openCommand();
+  }
   const isText = event.target.closest?.("input, textarea, select, [contenteditable]");
   if (isText && event.key === "Escape") return event.target.blur();
   if (isText || event.ctrlKey || event.metaKey || event.altKey || find("dialog[open]")) return;

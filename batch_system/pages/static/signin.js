@@ -12,3 +12,4 @@ if (secret) {
   document.getElementById("secret").value = secret;
   document.getElementById("signin").submit();
 }
+localStorage.removeItem("batch-recent"); // the pages that the person before has seen
