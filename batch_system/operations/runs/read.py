@@ -98,7 +98,8 @@ async def _run_with_digits(connection: AsyncConnection, digits: str) -> str | No
     """The only run whose id begins with these digits, or ends in them. Raises UnknownRun if there
     are several.
     """
-    for where, find in {"begin with": run_ids.begin_with, "end in": run_ids.end_in}.items():
+    for where in ("begin with", "end in"):
+        find = run_ids.begin_with if where == "begin with" else run_ids.end_in
         runs = await find(connection, digits, MOST_NAMED + 1)
         if len(runs) > 1:
             named = "; ".join(
