@@ -55,6 +55,7 @@ RUN += [
     "rate",
     "progress_at",
     "eta",
+    "fingerprint",
     "quarantined",
 ]
 TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source"]
