@@ -47,7 +47,7 @@ tools: $(DEV) ## what the targets below need, in .venv
 # Tests run four at a time, for much of it waits.
 TESTS = PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder
 test: tools ## the tests that prove each promise, about five minutes; ARGS are passed on
-	MODEL_EXAMPLES=3 $(TESTS) -m "not rest and not types and not nightly and not days" $(ARGS)
+	MODEL_EXAMPLES=2 $(TESTS) -m "not rest and not types and not nightly and not days" $(ARGS)
 
 rest: tools ## all other tests that CI runs each time; ARGS are passed on
 	$(TESTS) -m "rest and not types and not nightly" $(ARGS)

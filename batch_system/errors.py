@@ -49,7 +49,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from batch_system.escaping import brief, echoed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 ErrorKind = Literal["not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden"]
 """What is wrong with a request: what it names does not exist; the request itself is not allowed; it
@@ -114,7 +114,13 @@ class InvalidTask(BatchError):
 
 
 class InvalidParameters(BatchError):
-    pass
+    """`fields`: what is wrong with each single value, by its place: `note`, or `parameters.day` for
+    a parameter of a task. It is empty if the error is not about single values.
+    """
+
+    def __init__(self, message: str, fields: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.fields = dict(fields or {})
 
 
 class WrongState(InvalidParameters):

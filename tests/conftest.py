@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import AsyncIterator, Iterator
@@ -26,6 +27,7 @@ from batch_system.database.session import leave_application_database, use_applic
 from batch_system.testing import postgres
 from batch_system.testing.databases import wait_for
 from batch_system.testing.postgres import PostgresServer, start_server
+from tests import preloaded
 from tests.databases import PostgresDatabases, SQLiteFiles, migrated, url_of
 from tests.first import ROOT, is_left_out, leave_the_others_to_rest
 from tests.kinds import KINDS, leave_half_to_nightly
@@ -106,6 +108,10 @@ between those that calculate.
 """
 pytest_plugins = ["pytester"]
 
+# A tool of the tests brings it, and no user has it: jsonschema would compile its grammar, which
+# takes two seconds.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
 hypothesis.settings.register_profile("here", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("here")
 
@@ -138,6 +144,7 @@ def pytest_configure(config: pytest.Config) -> None:
     tests are in memory.
     """
     if KEPT_CLUSTER not in os.environ:
+        preloaded.share()
         os.environ[KEPT_CLUSTER] = tempfile.mkdtemp(prefix="batch-pg-files-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(KEPT_CLUSTER)))
         folder = postgres.folder_for_files(fast=True)

@@ -1,10 +1,11 @@
 """Processes that begin with everything imported: a third of a suite of hundreds of them is spent on
 imports otherwise.
 
-One process imports the service and the libraries, and forks for each that is asked for. What comes
-of it is as real as any: it has its own folder, environment, output, signals and exit code. Where
-the first lines of a process are what is tested, start it with `subprocess`. TESTS_PRELOADED=0
-starts each one from nothing, as `make nightly` does.
+One process imports the service and the libraries when it is first asked for another one, and forks
+a parent for each worker of a run, which forks for each that is asked for. What comes of it is as
+real as any: it has its own folder, environment, output, signals and exit code. Where the first
+lines of a process are what is tested, start it with `subprocess`. TESTS_PRELOADED=0 starts each one
+from nothing, as `make nightly` does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pkgutil
 import re
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -66,6 +68,10 @@ READ_AT_START = (
 from nothing.
 """
 
+PLACE = "TESTS_PRELOADED_PLACE"
+"""The environment variable by which the workers of one run learn the socket of the process that has
+everything imported.
+"""
 LARGEST_MESSAGE = 1_000_000
 PR_SET_PDEATHSIG = 1
 
@@ -107,27 +113,17 @@ class Forked:
 
 
 class _Parent:
-    """The process that has everything imported. It ends with this one, and so do those that it
-    forked.
+    """The process that has everything imported, and forks for this one. It ends with this one, and
+    so do those that it forked.
     """
 
     def __init__(self) -> None:
+        if PLACE not in os.environ:
+            share()
         self._lock = threading.Lock()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.preloaded", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": ROOT},
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
-        atexit.register(self._end)
-
-    def _end(self) -> None:
-        self._socket.close()
-        self._process.wait()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(os.environ[PLACE])
+        atexit.register(self._socket.close)
 
     def ask(self, message: Mapping[str, Any], files: Sequence[int] = ()) -> int:
         with self._lock:
@@ -137,6 +133,36 @@ class _Parent:
 
 _parents: list[_Parent] = []
 _making = threading.Lock()
+
+
+def share() -> None:
+    """Let this process, and the workers that it starts from now on, have one that imports for all
+    of them. That one ends with this one.
+    """
+    if not _has_handles():
+        return
+    folder = tempfile.mkdtemp(prefix="batch-preloaded-")
+    ours, theirs = os.pipe()
+    os.environ[PLACE] = f"{folder}/socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(os.environ[PLACE])
+        listening.listen()
+        importing = subprocess.Popen(
+            [sys.executable, "-m", "tests.preloaded", str(listening.fileno()), str(ours)],
+            pass_fds=[listening.fileno(), ours],
+            env={**os.environ, "PYTHONPATH": ROOT},
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+    os.close(ours)
+
+    def end() -> None:
+        os.close(theirs)
+        importing.wait()
+        shutil.rmtree(folder)
+
+    atexit.register(end)
 
 
 def start(
@@ -214,6 +240,42 @@ def _die_with_the_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _fork_for_each_worker(listening: socket.socket, alive: int) -> socket.socket:
+    """Returns in each process that it forks only, with what asks for processes there. Until the
+    first one asks nothing is imported.
+    """
+    events = select.poll()
+    events.register(listening, select.POLLIN)
+    events.register(alive, select.POLLIN)  # it is closed when the run is over
+    is_first = True
+    while True:
+        if alive in dict(events.poll()):
+            # So that what all of them took of the processor counts for this process.
+            with contextlib.suppress(ChildProcessError):
+                while os.wait():
+                    pass
+            os._exit(0)
+        asked, _ = listening.accept()
+        if is_first:
+            _import_everything()
+            is_first = False
+        if os.fork() == 0:
+            listening.close()
+            os.close(alive)
+            return asked
+        asked.close()
+
+
+def _import_everything() -> None:
+    for module in pkgutil.walk_packages(batch_system.__path__, "batch_system."):
+        if not re.search(r"__main__|migrations|testing|sentry", module.name):
+            importlib.import_module(module.name)
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
 def _fork_for_ever(asked: socket.socket) -> list[str]:
     """Returns in each process that it forks only, with what that one shall run."""
     while True:
@@ -273,11 +335,8 @@ def _run(words: list[str]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for module in pkgutil.walk_packages(batch_system.__path__, "batch_system."):
-        if not re.search(r"__main__|migrations|testing|sentry", module.name):
-            importlib.import_module(module.name)
-    for name in LIBRARIES:
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
-    _run(_fork_for_ever(socket.socket(fileno=int(sys.argv[1]))))
+    _run(
+        _fork_for_ever(
+            _fork_for_each_worker(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+        )
+    )

@@ -44,6 +44,9 @@ def run(
     queue: Annotated[
         bool, typer.Option("--queue", help="Queue the run for a running service, and print its id.")
     ] = False,
+    note: Annotated[
+        str | None, typer.Option(help="With --queue: why, which stands among the changes.")
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="With --queue: show the log until the run ends.")
     ] = False,
@@ -58,11 +61,13 @@ def run(
     """
     at = instant(slot, "--slot") if slot is not None else None
     if queue:
-        _queue(name, pairs(param or []), at, wait, as_json)
+        _queue(name, pairs(param or []), at, note, wait, as_json)
     elif wait:
         raise InvalidParameters(
             "--wait needs --queue; without --queue, the command always waits for the run"
         )
+    elif note is not None:
+        raise InvalidParameters("--note needs --queue: a run of this process has no note")
     else:
         refuse_service("`batch run` without --queue")
         _execute(name, pairs(param or []), at, as_json)
@@ -87,13 +92,18 @@ def _execute(name: str, parameters: dict[str, str], slot: datetime | None, as_js
 
 
 def _queue(
-    name: str, parameters: dict[str, str], slot: datetime | None, wait: bool, as_json: bool
+    name: str,
+    parameters: dict[str, str],
+    slot: datetime | None,
+    note: str | None,
+    wait: bool,
+    as_json: bool,
 ) -> None:
     from batch_system import console
     from batch_system.verbs.run_changes import StartRun
 
     async def work(operations: Operations) -> tuple[Started, str | None]:
-        started = await operations(StartRun(name=name, parameters=parameters, slot=slot))
+        started = await operations(StartRun(name=name, parameters=parameters, slot=slot, note=note))
         return started, await hints.hint_if_unserved(operations, name)
 
     started, hint = ask(work)

@@ -20,7 +20,7 @@ from batch_system.pages.night.night import BLOCKS, show_night
 from batch_system.pages.runs import bulks, run_actions, run_parts, runs, runs_file
 from batch_system.pages.runs.saved_views import save_view
 from batch_system.pages.search import search
-from batch_system.pages.tasks import backfills, maintenance, task, tasks
+from batch_system.pages.tasks import backfills, maintenance, start_form, task, tasks
 from batch_system.web.problems import Refused
 
 FOR_EVER = "public, max-age=31536000, immutable"
@@ -48,7 +48,7 @@ routes = [
     page("/tasks/{task}", task.show_task, blocks=("of_task",)),
     page("/files/broken", task.show_broken),
     *asked("/tasks/{task}/backfill", backfills.ask_to_backfill, backfills.backfill),
-    *asked("/tasks/{task}/start", tasks.ask_to_start, tasks.start),
+    *asked("/tasks/{task}/start", start_form.ask_to_start, start_form.start),
     *asked("/tasks/{task}/pause", tasks.ask_to_pause, tasks.pause),
     *asked("/tasks/{task}/resume", tasks.ask_to_resume, tasks.resume),
     *asked("/tasks/{task}/mute", tasks.ask_to_mute, tasks.mute),

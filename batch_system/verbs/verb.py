@@ -30,7 +30,7 @@ from pydantic.fields import FieldInfo
 
 from batch_system.errors import InvalidParameters
 from batch_system.operations.asking.actor import Role
-from batch_system.operations.asking.sentences import About, in_words, marks_of
+from batch_system.operations.asking.sentences import About, by_field, in_words, marks_of
 
 Method = Literal["GET", "POST", "DELETE"]
 
@@ -101,7 +101,7 @@ class NotAllowed(InvalidParameters):
     """A verb got values that it does not allow."""
 
     def __init__(self, verb: type[Verb], error: ValidationError) -> None:
-        super().__init__(in_words(error, verb))
+        super().__init__(in_words(error, verb), by_field(error, verb))
         self.verb = verb
         self.error = error
 

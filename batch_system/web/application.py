@@ -18,7 +18,7 @@ from batch_system.web.headers import Headed
 from batch_system.web.live import Feed
 from batch_system.web.problems import Problem
 from batch_system.web.proxies import Forwarded, Network
-from batch_system.web.routes import V1, made_from_verbs
+from batch_system.web.routes import made_from_verbs
 
 DOCUMENT = "/api/openapi.json"
 
@@ -102,16 +102,16 @@ class Api(Guarded):
     def __init__(
         self, *, authorize: Authorize | None = None, pages: Sequence[BaseRoute] = (), **options: Any
     ) -> None:
+        # `include_router` would analyse them again, at the first request of each application.
+        routers = (made_from_verbs(), sign_in.sessions, events.events)
         super().__init__(
             title="Batch System",
             version="1",
             description="Tasks, runs, slots, backups and tokens of the batch service.",
-            routes=[*api.routes, *pages],
+            routes=[*api.routes, *pages, *(route for each in routers for route in each.routes)],
             authorize=authorize,
             **options,
         )
-        for router in (made_from_verbs(), sign_in.sessions, events.events):
-            self.include_router(router, prefix=V1)
         self.add_api_route(DOCUMENT, self._document, include_in_schema=False)
 
     def openapi(self) -> dict[str, Any]:

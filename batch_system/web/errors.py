@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,7 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from batch_system.errors import BatchError
+from batch_system.batch.tasks.parameters import OF_PARAMETERS
+from batch_system.errors import BatchError, InvalidParameters
 from batch_system.escaping import brief
 from batch_system.logs import get_logger
 from batch_system.web.problems import STATUSES, FieldError, Refused, problem
@@ -31,7 +33,15 @@ def handle_errors(app: FastAPI) -> None:
 
 async def _of_batch(request: Request, error: Exception) -> Response:
     assert isinstance(error, BatchError)
-    return problem(STATUSES[error.kind], error.message, error.kind)
+    fields = error.fields if isinstance(error, InvalidParameters) else {}
+    errors = [
+        FieldError(
+            field=brief(f"body.{place}" if place.startswith(OF_PARAMETERS) else place, 200),
+            message=brief(sentence, 300),
+        )
+        for place, sentence in islice(fields.items(), MOST_ERRORS)
+    ]
+    return problem(STATUSES[error.kind], error.message, error.kind, errors)
 
 
 async def _of_refusal(request: Request, error: Exception) -> Response:

@@ -138,7 +138,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 def router(tag: str) -> APIRouter:
     """A router for the requests under one heading."""
-    return APIRouter(tags=[tag], responses=PROBLEMS, route_class=AskedFirst)
+    return APIRouter(prefix=V1, tags=[tag], responses=PROBLEMS, route_class=AskedFirst)
 
 
 @cache
@@ -148,7 +148,7 @@ def made_from_verbs() -> APIRouter:
 
     They are made once in a process, for all its applications.
     """
-    made = APIRouter(responses=PROBLEMS, route_class=AskedFirst)
+    made = APIRouter(prefix=V1, responses=PROBLEMS, route_class=AskedFirst)
     asked = [(verb, http) for verb in all_verbs() if (http := verb.doors.http) is not None]
     for verb, http in sorted(asked, key=lambda each: _stands_for_values(each[1].path)):
         _add(made, verb, http)

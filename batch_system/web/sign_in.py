@@ -15,9 +15,9 @@ from batch_system.operations.people.results import NewSession
 from batch_system.web.access import Guard, address_of, cookie_name
 from batch_system.web.csrf import csrf_of, refuse_foreign
 from batch_system.web.problems import Refused
-from batch_system.web.routes import PROBLEMS, Body, guard_of, refuse_unknown_query
+from batch_system.web.routes import PROBLEMS, V1, Body, guard_of, refuse_unknown_query
 
-sessions = APIRouter(tags=["session"], responses=PROBLEMS)
+sessions = APIRouter(prefix=V1, tags=["session"], responses=PROBLEMS)
 
 
 class SignIn(Body):

@@ -293,7 +293,9 @@ def test_run_refuses_a_task_of_a_pool_of_other_processes(
     done = batch("run", "report", BATCH_POOL_GPU=serves)
     refuses(done, "report", "pool gpu", "`batch work --pool gpu`", "`batch run report --queue`")
     assert batch("runs", "--json").json == []
-    assert batch("run", "report", "--queue").code == 0
+    assert batch("run", "report", "--queue", "--note", "it was wrong").code == 0
+    (change,) = batch("changes", "--action", "run.start", "--json").json
+    assert change["note"] == "it was wrong"
 
 
 @pytest.mark.rest

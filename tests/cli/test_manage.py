@@ -432,8 +432,9 @@ async def test_prune_says_what_would_go_and_deletes_it(
     assert len(await rows(ledger)) == 1
 
 
-def test_wait_goes_with_queue(batch: Batch) -> None:
+def test_wait_and_note_go_with_queue(batch: Batch) -> None:
     refuses(batch("run", "tick", "--wait"), "--wait needs --queue")
+    refuses(batch("run", "tick", "--note", "why"), "--note needs --queue")
 
 
 def test_a_task_that_no_service_has_is_not_queued(

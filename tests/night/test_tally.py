@@ -21,18 +21,26 @@ from batch_system.batch.ledger import buckets, tables, transitions
 from batch_system.batch.ledger.attempts import Outcome
 from batch_system.batch.ledger.buckets import bucket_of
 from batch_system.batch.ledger.buckets import buckets as buckets_table
-from batch_system.batch.ledger.states import ACTIVE, Rank, RunState
+from batch_system.batch.ledger.states import ACTIVE, Origin, Rank, RunState
 from batch_system.batch.ledger.tables import new_id
-from batch_system.batch.night import counting, tally
+from batch_system.batch.night import counting, tally, task_tally
 from batch_system.batch.queue.enqueue import Startable
+from batch_system.config import Settings
 from batch_system.database.engine import Database
+from batch_system.operations.asking.context import Loaded
 from batch_system.operations.night import unaccounted
+from batch_system.operations.operations import Operations
+from batch_system.operations.tasks import history
 from tests.batch.ledger_world import NODE, know, make_task, rows
 from tests.batch.test_account import Story
+from tests.batch.test_runs import insert as insert_runs
+from tests.batch.test_runs import new
 from tests.kinds import KINDS
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
+NOT_YET = ("active", "unaccounted")
 
 
 async def by_account(ledger: Database, since: datetime, until: datetime) -> Counter[str]:
@@ -165,6 +173,59 @@ async def test_after_any_history_the_sums_are_those_of_the_account(
             since = bucket_of(START + chance.randint(0, 300) * MINUTE)
             until = min(clock.now(), since + chance.choice([7, 60, 600]) * MINUTE)
             assert await by_tally(ledger, since, until) == await by_account(ledger, since, until)
+
+
+@pytest.mark.rest
+@seeds(2)
+async def test_after_any_history_the_days_of_a_task_are_those_of_the_account(
+    ledger: Database, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they are counted from the runs, or read from the tally where there is one."""
+
+    async def too_many(_: Any, __: str, pieces: Any, intervals: Any, ___: int) -> Any:
+        is_all = [each[0] for each in intervals] == [pieces[0].begin]
+        return [] if is_all else intervals
+
+    def of_days(counts: Counter[str]) -> dict[str, int]:
+        return {name: counts[name] for name in buckets.CLASSES if name not in NOT_YET}
+
+    with clock.moved(START):
+        await Night(ledger, seed).tell(40)
+        context = Operations(ledger, ledger, Loaded, Settings()).context
+        by_account_ = await by_account(ledger, START - timedelta(days=1), clock.now() + SECOND)
+        found = await history.history(context, "tick", "UTC")
+        assert of_days(Counter(found.counts)) == of_days(by_account_)
+        monkeypatch.setattr(task_tally, "known", too_many)
+        again = await history.history(context, "tick", "UTC")
+        assert of_days(Counter(again.counts)) == of_days(by_account_)
+        if found.zone != "Asia/Kathmandu":  # where a bucket may lie in two days
+            assert [of_days(Counter(day.counts)) for day in again.days] == [
+                of_days(Counter(day.counts)) for day in found.days
+            ]
+
+
+async def test_no_day_of_which_only_a_part_was_counted_is_shown(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task("hourly", "0 * * * *")
+    with clock.moved(START):
+        await know(ledger, task)
+        slots = [START.replace(minute=0, second=0) - n * 60 * MINUTE for n in range(100)]
+        made = [
+            new("hourly", slot=slot, origin=Origin.SCHEDULE, state=RunState.SUCCEEDED)
+            for slot in slots
+        ]
+        await insert_runs(ledger, *made)
+        context = Operations(ledger, ledger, Loaded, Settings()).context
+        whole = await history.history(context, "hourly", "UTC")
+        assert whole.counts == {"succeeded": 100}
+        monkeypatch.setattr(history, "MOST_RUNS", 40)
+        monkeypatch.setattr(history, "MOST_BESIDE_TALLY", 40)
+        some = await history.history(context, "hourly", "UTC")
+        assert [day.counts for day in some.days if day.counts] == [
+            *({"succeeded": 24}, {"succeeded": 13})
+        ]
+        assert some.known_from == START.date() - timedelta(days=1)
 
 
 @seeds(1)

@@ -6,10 +6,13 @@ import pytest
 
 from batch_system.batch.ledger.states import RunState
 from batch_system.database.engine import Database
-from batch_system.errors import InvalidParameters
+from batch_system.errors import InvalidParameters, UnknownPreview, WrongState
 from batch_system.operations.asking.context import Loaded
+from batch_system.operations.asking.filter import RunFilter
+from batch_system.operations.bulks.bulk import carry_out
 from batch_system.operations.operations import Operations
 from batch_system.settings.settings import Settings
+from batch_system.verbs.bulks import BeginBulk, PreviewBulk, UndoBulk
 from batch_system.verbs.runs import ListRuns
 from tests.incidents.watching import failed, succeeded
 
@@ -42,3 +45,26 @@ async def test_a_filter_that_leaves_no_state_is_refused(operations: Operations) 
     for given in ([RunState.FAILED], list(RunState)):
         with pytest.raises(InvalidParameters, match="they leave no state"):
             await operations(ListRuns(state=[RunState.FAILED], not_state=given))
+
+
+async def test_named_runs_are_listed_and_a_retry_of_them_is_undone(operations: Operations) -> None:
+    rows = (await operations(ListRuns(state=[RunState.FAILED]))).runs
+    (load,) = [row.id for row in rows if row.task == "load"]
+    assert await listed(operations, run=[load]) == {("load", "failed")}
+    wanted = RunFilter(run=[load])
+    retry = await operations(PreviewBulk(action="retry", filter=wanted))
+    with pytest.raises(UnknownPreview, match="there is no bulk"):
+        await operations(UndoBulk(preview=retry.id))
+    await operations(BeginBulk(preview=retry.id))
+    with pytest.raises(WrongState, match="goes on"):
+        await operations(UndoBulk(preview=retry.id))
+    await carry_out(operations.context, retry.id)
+    assert await listed(operations, run=[load]) == {("load", "queued")}
+    cancel = await operations(UndoBulk(preview=retry.id))
+    assert (cancel.action, cancel.count) == ("cancel", 1)
+    await operations(BeginBulk(preview=cancel.id))
+    await carry_out(operations.context, cancel.id)
+    assert await listed(operations, run=[load]) == {("load", "cancelled")}
+    again = await operations(UndoBulk(preview=cancel.id))
+    assert (again.action, again.count) == ("retry", 1)
+    assert (await operations(UndoBulk(preview=retry.id))).count == 0

@@ -492,8 +492,12 @@ async def test_everything_works_without_a_script(site: Site, chromium: Browser) 
     await page.get_by_role("button", name="Sign in").click()
     await page.goto(f"{site.url}/tasks/orders")
     await page.get_by_role("link", name="Run now").click()
+    await page.get_by_label("day").fill("x")
+    await page.get_by_role("button", name="Start 1 run").click()
+    await expect(page.get_by_role("alert")).to_contain_text("Nothing was started: 1 field")
+    await expect(page.get_by_label("day")).to_have_value("x")
     await page.get_by_label("day").fill("3")
-    await page.get_by_role("button", name="Start the run").click()
+    await page.get_by_role("button", name="Start 1 run").click()
     await page.wait_for_url(re.compile(r"/runs/"))
     run = page.url.rpartition("/")[2]
     assert (await site.ended(run))["params"] == {"day": 3}

@@ -17,15 +17,17 @@ from batch_system.operations.night.lanes import Cell, Lane, LaneRun
 from batch_system.operations.night.page import Column
 from batch_system.operations.night.results import ForecastStep, SlotForecast
 from batch_system.operations.night.sparks import Spark
-from batch_system.operations.tasks.history import Day, TaskHistory, Took
+from batch_system.operations.tasks.history import Day, TaskHistory
 from batch_system.operations.tasks.results import TaskSummary
+from batch_system.operations.tasks.strip import Strip, StripCell
 from batch_system.operations.tasks.timeline import AttemptSpan, TaskLane, Timeline
 from batch_system.pages.charts.axis import Axis
-from batch_system.pages.charts.day_map import day_map, took_chart
+from batch_system.pages.charts.day_map import day_map
 from batch_system.pages.charts.forecast_chart import path_chart
 from batch_system.pages.charts.night_chart import axis_of, night_chart
 from batch_system.pages.charts.night_lanes import drawn
 from batch_system.pages.charts.spark_chart import spark_chart
+from batch_system.pages.charts.strip_chart import strip_chart
 from batch_system.pages.charts.timeline import timeline_drawn
 from batch_system.pages.frame.assets import STATIC, STYLES
 from batch_system.pages.frame.render import environment
@@ -86,8 +88,6 @@ def test_a_bar_has_the_hatch_and_the_mark_of_its_state(state: str) -> None:
     tasks = {"load": TaskSummary(source="load.py", name="load")}
     timeline = timeline_drawn(found, tasks, None, UTC_ZONE)
     check(template("timeline.html").row(timeline.groups[0].lanes[0], timeline, ""), state)
-    took = took_chart([Took(run="r", state=state, at=NOW, seconds=3.0)], None, None, UTC_ZONE)
-    check(template("task_charts.html").took(took, ""), state)
 
 
 def test_only_a_run_that_runs_ends_in_a_round_head() -> None:
@@ -159,20 +159,39 @@ def test_each_day_of_the_map_that_is_not_all_good_has_a_mark() -> None:
         Day(date=first + timedelta(days=n), worst=name, counts={name: 1})
         for n, name in enumerate(names)
     ]
-    history = TaskHistory(
+    cells = [
+        StripCell(at=NOW - (n + 1) * HOUR, is_slot=True, counts={name: 1})
+        for n, name in enumerate(names)
+    ]
+    counts = dict.fromkeys(names, 1)
+    strip = Strip(
+        begin=NOW - 24 * HOUR,
         now=NOW,
-        zone="UTC",
+        end=NOW + 12 * HOUR,
+        counts=counts,
+        cells=cells,
+        planned=[NOW + HOUR],
+        ahead=1,
         next=[],
-        days=days,
-        counts=dict.fromkeys(names, 1),
-        known_from=first,
-        took=[],
     )
-    html = template("task_charts.html").map(day_map(history), ())
+    history = TaskHistory(
+        now=NOW, zone="UTC", strip=strip, days=days, counts=counts, known_from=first, runs=[]
+    )
+    html = template("task_charts.html").map(day_map(history))
     assert html.count("<title>") == len(names)
     assert sorted(re.findall(r'class="mark-(\w+)"', html)) == sorted(
         ("failed", "missed", "unaccounted", "running", "skipped", "skipped", "cancelled")
     )
+    # So has each slot of the strip, and each hour of the one for a phone.
+    drawn_strip = strip_chart(strip, UTC_ZONE)
+    assert drawn_strip.words.endswith(", 1 to come")
+    for boxes in (drawn_strip.boxes, drawn_strip.hours):
+        html = template("task_charts.html").strip(drawn_strip, boxes, "pw", "The strip")
+        marks = re.findall(r"(?:mark|u)-(\w+)|(hatch-failed)|(bar-running)", html)
+        assert {"".join(each) for each in marks} == {
+            *("failed", "hatch-failed", "missed", "unaccounted", "skipped", "cancelled"),
+            "bar-running",
+        }
 
 
 def test_below_the_line_of_the_night_failed_is_solid_missed_is_split_and_chosen_is_thin() -> None:
@@ -221,7 +240,7 @@ async def test_each_hatch_that_a_page_uses_is_on_it_once(people: People) -> None
     for path in ("/", "/tasks", "/tasks/report", run):
         html = await people.viewer.page(path)
         used = set(re.findall(r"url\(#([\w-]+)\)", html))
-        assert "hatch-failed" in used or path == "/"
+        assert "hatch-failed" in used or path in ("/", "/tasks/report")
         for name in used:
             assert html.count(f'<pattern id="{name}"') == 1, (path, name)
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
+from enum import Enum
+from html import unescape
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import Field
 
+from batch_system.batch.cron.zones import zone_of
 from batch_system.errors import InvalidParameters
-from batch_system.operations.tasks.results import Parameter
+from batch_system.operations.tasks import details
 from batch_system.pages.frame.forms import local_path, wrong_in
-from batch_system.pages.tasks.tasks import fields_of_schema
+from batch_system.pages.tasks.start_form import fields_of_schema, parameters_in
 from batch_system.verbs.access import ListChanges
 from batch_system.verbs.runs import ShowBlocker
 from tests.batch.ledger_world import make_task
@@ -29,19 +32,28 @@ def problem_in(html: str) -> str:
     return str(found)
 
 
+def mistakes_in(html: str) -> dict[str, str]:
+    """What the form of a start says at each of its fields, by the end of the field's id."""
+    found = re.findall(r'<p class="bad-f" id="e-[pf]-(\w+)">(?:<svg.*?</svg>)?<span>([^<]*)', html)
+    return {name: unescape(words) for name, words in found}
+
+
 async def test_a_start_with_a_mistake_is_asked_again_with_what_was_entered(people: People) -> None:
     answer = await people.operator.send(
         "/tasks/payroll/start", 422, **{"param-month": "x]", "param-account": "<i>12"}
     )
-    assert "<h1>Run payroll?</h1>" in answer.text
-    assert problem_in(answer.text) == "month: allowed is a number, true or false, or JSON"
+    assert "<h1>Start payroll</h1>" in answer.text
+    assert mistakes_in(answer.text)["month"].startswith(
+        "month is 'x]': Input should be a valid int"
+    )
     month = re.search(r'<input id="p-month"[^>]*>', answer.text)
     assert month is not None and 'value="x]"' in month[0] and 'aria-invalid="true"' in month[0]
+    assert 'aria-describedby="h-p-month e-p-month"' in month[0] and " autofocus" in month[0]
     assert 'value="&lt;i&gt;12"' in answer.text
     assert 'action="/tasks/payroll/start"' in answer.text
     assert "data-answer" in answer.text  # the page is not read anew under what was typed
     wrong = await people.operator.send("/tasks/payroll/start", 422, **{"param-month": "1.5"})
-    assert "month is 1.5" in problem_in(wrong.text)
+    assert mistakes_in(wrong.text)["month"].startswith("month is '1.5': ")
     assert (
         await people.operator.send("/tasks/payroll/start", **{"param-month": "2"})
     ).status_code == 303
@@ -51,7 +63,7 @@ async def test_what_is_secret_is_never_shown_again(people: People) -> None:
     given = {"param-api_key": "abc-0815", "param-day": '{"password": "def-0815"}', "key": "x" * 300}
     answer = await people.operator.send("/tasks/report/start", 422, **given)
     assert "0815" not in answer.text
-    assert problem_in(answer.text).startswith("key: allowed")
+    assert re.search(r'role="alert">.*?<p>key: allowed', answer.text, re.DOTALL)
     assert re.search(r'<input id="p-api_key"[^>]* type="password" value=""', answer.text)
 
 
@@ -194,7 +206,7 @@ async def test_an_action_leads_to_no_other_site(people: People, given: str) -> N
 async def test_a_start_has_a_note_and_an_instant_in_the_zone_of_the_viewer(people: People) -> None:
     given = {"param-month": "2", "at": "2027-03-01T09:30", "note": "the month was wrong"}
     wrong = await people.operator.send("/tasks/payroll/start", 422, **{**given, "at": "soon"})
-    assert problem_in(wrong.text) == "at: allowed is an instant such as 2026-10-24T18:00"
+    assert mistakes_in(wrong.text) == {"at": "at: allowed is an instant such as 2026-10-24T18:00"}
     assert 'value="soon"' in wrong.text and ">the month was wrong</textarea>" in wrong.text
     done = await people.operator.send("/tasks/payroll/start", **given)
     run = done.headers["location"].removeprefix("/runs/")
@@ -229,20 +241,113 @@ async def test_the_first_field_of_a_start_has_the_focus_and_defaults_stand_as_on
     assert 'placeholder="4711"' in html
 
 
-@pytest.mark.parametrize(
-    ("annotation", "default", "shown"),
-    [
-        (date | None, date(2026, 3, 1), ("date", "2026-03-01")),
-        (Decimal, Decimal("10.50"), ("text", "10.50")),
-        (str, "eu", ("text", "eu")),
-        (bool, True, ("boolean", "true")),
-        (int | None, None, ("number", "")),
-    ],
-)
-def test_a_field_has_the_kind_of_its_parameter_and_its_default_as_one_types_it(
-    annotation: Any, default: Any, shown: tuple[str, str]
+class Region(Enum):
+    EU = "eu"
+    US = "us"
+
+
+async def kinds(
+    self: object,
+    day: date,
+    at: datetime | None = None,
+    region: Region = Region.EU,
+    level: Literal[1, 2] | None = None,
+    price: Decimal = Decimal("10.50"),
+    number: Annotated[int, Field(ge=1, description="How many.")] = 100,
+    is_dry: bool = True,
+    is_wet: bool | None = None,
+    banks: list[str] = ["giro"],  # noqa: B006
+    days: list[date] = [],  # noqa: B006
+    options: dict[str, int] = {},  # noqa: B006
+    pairs: list[list[int]] = [],  # noqa: B006
+    text: str = "eu",
+) -> None: ...
+
+
+def test_a_field_has_the_kind_of_its_parameter_and_its_default_as_one_types_it() -> None:
+    loaded = make_task("kinds", None, kinds)
+    fields = fields_of_schema(details.schema_of(loaded, {}))
+    assert {each.name: (each.kind, each.words, each.default) for each in fields} == {
+        "day": ("date", "date", None),
+        "at": ("datetime", "date and time", ""),
+        "region": ("select", "eu or us", "eu"),
+        "level": ("select", "1 or 2", ""),
+        "price": ("decimal", "number", "10.50"),
+        "number": ("integer", "whole number", "100"),
+        "is_dry": ("checkbox", "yes or no", "yes"),
+        "is_wet": ("select", "yes or no", ""),
+        "banks": ("lines", "list of texts", "giro"),
+        "days": ("lines", "list of dates", ""),
+        "options": ("json", "JSON", "{}"),
+        "pairs": ("json", "JSON", "[]"),
+        "text": ("text", "text", "eu"),
+    }
+    assert [each.name for each in fields if each.is_needed] == ["day"]
+    (number,) = [each for each in fields if each.name == "number"]
+    assert (number.description, number.hint) == ("How many.", "At least 1.")
+
+
+def test_what_is_entered_becomes_the_values_that_the_check_of_the_task_takes() -> None:
+    loaded = make_task("kinds", None, kinds)
+    fields = fields_of_schema(details.schema_of(loaded, {}))
+    entered = {
+        "day": "2026-10-24",
+        "at": "2026-10-25T12:00",
+        "region": "us",
+        "level": "2",
+        "price": "12.5",
+        "number": "",
+        "is_wet": "no",
+        "banks": "giro\n\n sparkasse \n",
+        "options": '{"a": 1}',
+    }
+    given = parameters_in(
+        fields, {f"param-{k}": v for k, v in entered.items()}, zone_of("Asia/Tokyo")
+    )
+    assert loaded.parameters.to_json(given) == {
+        "day": "2026-10-24",
+        "at": "2026-10-25T12:00:00+09:00",
+        "region": "us",
+        "level": 2,
+        "price": "12.5",
+        "is_dry": False,
+        "is_wet": False,
+        "banks": ["giro", "sparkasse"],
+        "options": {"a": 1},
+    }
+    wrong = {
+        "day": "x",
+        "number": "0",
+        "days": "2026-10-24\nsoon",
+        "options": '{"a"',
+        "is_dry": "on",
+    }
+    given = parameters_in(fields, {f"param-{k}": v for k, v in wrong.items()}, zone_of("UTC"))
+    with pytest.raises(InvalidParameters) as raised:
+        loaded.parameters.to_json(given)
+    found = wrong_in(raised.value, ())
+    assert found is not None
+    assert [found.field, *found.others] == [
+        f"param-{name}" for name in ("day", "number", "days", "options")
+    ]
+
+
+async def test_all_mistakes_of_a_start_are_said_at_once_and_each_at_its_field(
+    people: People,
 ) -> None:
-    schema = TypeAdapter(annotation).json_schema()
-    written = [Parameter(name="it", type=None, default=repr(default), required=False)]
-    (field,) = fields_of_schema({"properties": {"it": schema}}, written)
-    assert (field["type"], field["default"]) == shown
+    given = {"param-month": "x", "at": "2027-03-01T09:30", "when": "now", "note": "n" * 2_001}
+    answer = await people.operator.send("/tasks/payroll/start", 422, **given)
+    assert list(mistakes_in(answer.text)) == ["month", "at", "note"]
+    assert "Nothing was started: 3 fields" in " ".join(answer.text.split())
+    assert re.findall(r'<a href="#(p-month|f-at|f-note)">', answer.text) == [
+        *("p-month", "f-at", "f-note")
+    ]
+    asked = await people.served.operator.post(
+        "/api/v1/tasks/payroll/runs", json={"parameters": {"month": "x", "moth": 1}}
+    )
+    assert asked.status_code == 422
+    errors = {each["field"]: each["message"] for each in asked.json()["errors"]}
+    assert list(errors) == ["body.parameters.month", "body.parameters.moth"]
+    assert errors["body.parameters.month"] == mistakes_in(answer.text)["month"]
+    later = await people.operator.send("/tasks/payroll/start", 422, when="later")
+    assert list(mistakes_in(later.text)) == ["at"]

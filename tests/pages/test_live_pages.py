@@ -223,7 +223,7 @@ async def test_a_poll_of_a_block_is_answered_with_this_block_alone(
     whole, html = await people.viewer.page(path), await poll(people, path, element)
     own = '<section class="card" id="lanes"' if name == "p-lanes" else f'id="{name}"'
     assert own in whole and own in html
-    assert "<h1" in whole and "<h1" not in html and 'id="nodes"' not in html
+    assert "<header" in whole and "<header" not in html and 'id="nodes"' not in html
     polled = [
         found
         for found in ("numbers", "timeline", "of-task", "all-nodes", "pools")

@@ -37,7 +37,7 @@ from batch_system.pages.night import left_slots, outage_backfills
 from batch_system.pages.night.night import show_night
 from batch_system.pages.runs import bulks, run_actions, runs
 from batch_system.pages.search import search
-from batch_system.pages.tasks import backfills, maintenance, task, tasks
+from batch_system.pages.tasks import backfills, maintenance, start_form, task, tasks
 from batch_system.verbs.incidents import ListIncidents
 from tests.pages.outline import outline
 
@@ -92,12 +92,11 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
+async def night(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
+    """What it shows first: without most of the ordinary runs that are older than the last night."""
     folder = tmp_path_factory.mktemp("demo")
     files.write(folder)
     await making.make_night(folder)
-    TaskRegistry.clear()
-    await making.fill(folder)
     TaskRegistry.clear()
     async with AsyncExitStack() as stack:
         with files.in_folder(folder):
@@ -107,6 +106,15 @@ async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Demo]:
             operations = await stack.enter_async_context(open_operations(settings, lambda: loaded))
             with clock.moved(NOW):
                 yield Demo(operations, folder)
+
+
+@pytest.fixture(scope="module")
+async def demo(night: Demo) -> Demo:
+    """All of it."""
+    TaskRegistry.clear()
+    await making.fill(night.folder)
+    TaskRegistry.clear()
+    return night
 
 
 async def compare(name: str, html: str) -> None:
@@ -139,7 +147,7 @@ async def compare(name: str, html: str) -> None:
         ("maintenance", maintenance.show_maintenance, "/maintenance", {}),
         ("maintenance-pause", maintenance.ask_to_pause, "/maintenance/pause", {}),
         ("search", search.show_search, "/search?q=invoice", {}),
-        ("start", tasks.ask_to_start, "/tasks/orders_import/start", {"task": "orders_import"}),
+        ("start", start_form.ask_to_start, "/tasks/invoice_pdf/start", {"task": "invoice_pdf"}),
         ("pause", tasks.ask_to_pause, "/tasks/orders_import/pause", {"task": "orders_import"}),
         (
             "backfill",
@@ -158,6 +166,33 @@ async def test_a_page_is_as_it_is_stored(
 
 
 @pytest.mark.rest
+@pytest.mark.parametrize(
+    ("name", "heading", "says"),
+    [
+        (
+            "bank_statements",
+            "bank_statements has been failing since Sat 23:00: 37 of its last 37 runs",
+            "It began 11 min 56 s after a new version was deployed. Before it, ",
+        ),
+        (
+            "cleanup_uploads",
+            "cleanup_uploads is paused since Sat 18:12",
+            "Paused by mara 14 h 30 min ago: “disk is being swapped, INC-311”.",
+        ),
+        ("warehouse_export", "warehouse_export is late since 07:15", "promised 08:00"),
+        ("geo_cache", "geo_cache: its last 100 slots succeeded", "One run at a time; "),
+        ("report_render", "report_render: its last run was cancelled, 05:14", "by jonas"),
+    ],
+)
+async def test_the_page_of_a_task_begins_with_what_is_worst_about_it(
+    demo: Demo, name: str, heading: str, says: str
+) -> None:
+    html = await demo.page(task.show_task, f"/tasks/{name}", role="viewer", task=name)
+    assert f"<h1>{heading}</h1>" in html and says in unescape(html)
+    assert not re.search(r'href="[^"]*/(start|pause|resume|backfill|mute|retry|acknowledge)"', html)
+
+
+@pytest.mark.rest
 async def test_night_and_tasks_are_small_before_they_are_packed(demo: Demo) -> None:
     assert len((await demo.page(show_night, "/")).encode()) < 120_000
     few = await demo.page(tasks.show_tasks, "/tasks")
@@ -167,36 +202,41 @@ async def test_night_and_tasks_are_small_before_they_are_packed(demo: Demo) -> N
     assert every.count('<div class="lane">') == 45
 
 
-async def test_a_viewer_sees_no_button_that_changes_something(demo: Demo) -> None:
-    html = await demo.page(show_night, "/", role="viewer")
-    await compare("night-viewer", html)
+@pytest.mark.rest
+async def test_night_is_for_a_viewer_as_it_is_stored(demo: Demo) -> None:
+    await compare("night-viewer", await demo.page(show_night, "/", role="viewer"))
+
+
+async def test_a_viewer_sees_no_button_that_changes_something(night: Demo) -> None:
+    html = await night.page(show_night, "/", role="viewer")
+    assert "bank_statements" in html
     assert "/retry" not in html and "/acknowledge" not in html
 
 
-async def test_an_outage_of_several_tasks_is_backfilled_or_left_from_its_row(demo: Demo) -> None:
-    html = await demo.page(show_night, "/")
+async def test_an_outage_of_several_tasks_is_backfilled_or_left_from_its_row(night: Demo) -> None:
+    html = await night.page(show_night, "/")
     found = [
         re.search(rf'href="({path}[^"]+)"', html) for path in (r"/backfill\?", r"/slots/leave\?")
     ]
     backfill, leave = (unescape(each[1]) for each in found if each is not None)
-    html = await demo.page(outage_backfills.ask, backfill)
+    html = await night.page(outage_backfills.ask, backfill)
     assert "This will create 11 runs." in html and "Create 11 runs</button>" in html
     assert all(
         f">{task}</a>" in html for task in ("session_sweep", "price_check", "bank_statements")
     )
-    assert "Leave 11 slots as they are?" in await demo.page(left_slots.ask_to_leave, leave)
+    assert "Leave 11 slots as they are?" in await night.page(left_slots.ask_to_leave, leave)
 
 
-async def test_skipped_slots_are_retried_from_their_row(demo: Demo) -> None:
-    html = await demo.page(show_night, "/")
+async def test_skipped_slots_are_retried_from_their_row(night: Demo) -> None:
+    html = await night.page(show_night, "/")
     found = re.search(r'href="(/runs/bulk/retry\?[^"]+)">(?:<svg.*?</svg>)?Retry 4…', html)
     assert found is not None
-    html = await demo.page(partial(bulks.ask, "retry"), unescape(found[1]))
+    html = await night.page(partial(bulks.ask, "retry"), unescape(found[1]))
     assert "Retry 4 runs?" in html and "<dd>task thumbnails, state skipped" in html
 
 
-async def test_a_bulk_says_before_how_many_runs_of_each_task_it_changes(demo: Demo) -> None:
-    html = await demo.page(partial(bulks.ask, "retry"), "/runs/bulk/retry?state=failed")
+async def test_a_bulk_says_before_how_many_runs_of_each_task_it_changes(night: Demo) -> None:
+    html = await night.page(partial(bulks.ask, "retry"), "/runs/bulk/retry?state=failed")
     found = re.search(r"Retry (\d+) runs\?.*<dt>Tasks</dt><dd>([^<]+)</dd>", html, re.DOTALL)
     assert found is not None
     numbers = [int(each.split(" of ")[0]) for each in found[2].split(", ")]
@@ -204,9 +244,9 @@ async def test_a_bulk_says_before_how_many_runs_of_each_task_it_changes(demo: De
 
 
 @pytest.mark.parametrize("state", ["failed", "running", "succeeded"])
-async def test_a_run_is_as_it_is_stored(demo: Demo, state: str) -> None:
-    run = await demo.run(state=state)
-    await compare(f"run-{state}", await demo.page(runs.show_run, f"/runs/{run}", run=run))
+async def test_a_run_is_as_it_is_stored(night: Demo, state: str) -> None:
+    run = await night.run(state=state)
+    await compare(f"run-{state}", await night.page(runs.show_run, f"/runs/{run}", run=run))
 
 
 @pytest.mark.parametrize(
@@ -217,18 +257,18 @@ async def test_a_run_is_as_it_is_stored(demo: Demo, state: str) -> None:
     ],
 )
 async def test_what_is_asked_about_an_incident_is_as_it_is_stored(
-    demo: Demo, name: str, show: Show
+    night: Demo, name: str, show: Show
 ) -> None:
-    incident = await demo.incident("bank_statements")
-    await compare(name, await demo.page(show, f"/incidents/{incident}/{name}", incident=incident))
+    incident = await night.incident("bank_statements")
+    await compare(name, await night.page(show, f"/incidents/{incident}/{name}", incident=incident))
 
 
 @pytest.mark.parametrize(("name", "show"), [("cancel", run_actions.ask_to_cancel)])
 async def test_what_is_asked_about_a_run_is_as_it_is_stored(
-    demo: Demo, name: str, show: Show
+    night: Demo, name: str, show: Show
 ) -> None:
-    run = await demo.run(state="running")
-    await compare(name, await demo.page(show, f"/runs/{run}/{name}", run=run))
+    run = await night.run(state="running")
+    await compare(name, await night.page(show, f"/runs/{run}/{name}", run=run))
 
 
 @pytest.mark.rest

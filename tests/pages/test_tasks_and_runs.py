@@ -9,8 +9,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from batch_system import clock
+from batch_system.batch.ledger.states import RunState
 from batch_system.operations.tasks.history import history as history_of
 from tests.batch.ledger_world import until
+from tests.batch.test_runs import insert, new
 from tests.pages.conftest import People, failed_run
 
 INLINE = re.compile(
@@ -63,10 +66,22 @@ async def test_new_pages_work_for_a_run_that_has_failed(people: People) -> None:
 
 async def test_the_page_of_a_task_says_which_policies_have_their_defaults(people: People) -> None:
     html = await people.viewer.page("/tasks/report")
-    assert (
-        "<dt>overlap</dt><dd><code>&#34;skip&#34;</code></dd>"
-        in html.partition("Defaults of the others")[2]
+    assert "One run at a time; a slot that comes while it runs is skipped." in html
+    assert "<dt>overlap</dt><dd><code>&#34;skip&#34;</code></dd>" in html.partition("All values")[2]
+
+
+async def test_the_page_of_a_secret_task_says_why_it_failed_only_to_operators(
+    people: People,
+) -> None:
+    failed = new(
+        "payroll", state=RunState.FAILED, reason="ValueError: 0815", created_at=clock.now()
     )
+    await insert(people.served.service.ledger, failed)
+    html = await people.operator.page("/tasks/payroll")
+    assert ">Failed</span>" in html and "0815" in html and "4711" in html
+    html = await people.viewer.page("/tasks/payroll")
+    assert ">Failed</span>" in html
+    assert "0815" not in html and "4711" not in html
 
 
 async def test_many_runs_are_changed_after_a_preview(people: People) -> None:

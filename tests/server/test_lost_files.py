@@ -62,7 +62,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
         for name in LOST:
             folder = tmp_path_factory.mktemp("lost")
             urls = [f"sqlite+aiosqlite:///{folder}/{file}.db" for file in ("app", "ledger")]
-            cases[name] = case = Case(folder / "service", urls[0], urls[1], SETTINGS)
+            settings = {**SETTINGS, **({} if name in REPLACED else {"DRAIN_SECONDS": "1"})}
+            cases[name] = case = Case(folder / "service", urls[0], urls[1], settings)
             case.service = stack.enter_context(process(case.folder, SERVE, case.settings))
         for case in cases.values():
             case.service.wait_until_ready()

@@ -110,9 +110,10 @@ CLOSE_BY_THEMSELVES = (
     IncidentKind.SLOW,
     IncidentKind.AT_RISK,
     IncidentKind.MISSED,
+    IncidentKind.DOWN,
 )
 """Kinds that need nobody: they are over when their run starts or ends, the forecast is good again,
-or when the slots are made good.
+the slots are made good, or services fire again. Night says of each outage what it has left.
 """
 
 

@@ -72,14 +72,16 @@ async def count(
     until: datetime,
     now: datetime,
     note: Note = ignore,
+    task: str | None = None,
 ) -> Counted:
-    """Count the slots from `since` up to `until` (excluded; both aware), by their class at `now`.
+    """Count the slots from `since` up to `until` (excluded; both aware), by their class at `now`:
+    those of all tasks, or of this one.
 
     Reads within the caller's transaction. The slots are computed in a thread, which also calls
     `note`.
     """
     last = until - INSTANT
-    found = await _spans(connection, since, last)
+    found = await _spans(connection, since, last, task)
     await _read_states(connection, found, since, last)
     await _read_ranges(connection, found, since, last)
     return await offload(_count, found, since, last, now, note)
@@ -120,7 +122,17 @@ def _class_of(slot: datetime, task: _Task, around: Sequence[_Range], late: datet
     return "active" if is_due else "unaccounted"
 
 
-async def _spans(connection: AsyncConnection, since: datetime, last: datetime) -> dict[str, _Task]:
+async def spans_of(
+    connection: AsyncConnection, since: datetime, last: datetime, task: str
+) -> Sequence[Span]:
+    """The schedules that a task had in the interval (both ends included)."""
+    found = (await _spans(connection, since, last, task)).get(task)
+    return found.spans if found is not None else []
+
+
+async def _spans(
+    connection: AsyncConnection, since: datetime, last: datetime, task: str | None
+) -> dict[str, _Task]:
     """The tasks with a schedule in the interval. Slots before the beginning of a task's account are
     left out.
     """
@@ -134,14 +146,16 @@ async def _spans(connection: AsyncConnection, since: datetime, last: datetime) -
         .where(schedules.c.valid_from < last)
         .where(or_(schedules.c.valid_until.is_(None), schedules.c.valid_until >= since))
     )
+    if task is not None:
+        statement = statement.where(schedules.c.task == task)
     found: dict[str, _Task] = {}
     for row in await connection.execute(statement):
-        task = found.setdefault(row.task, _Task())
+        its = found.setdefault(row.task, _Task())
         span = Span.of(row, since, last)
-        task.handled = min(task.handled, span.handled)
+        its.handled = min(its.handled, span.handled)
         if span.schedule is not None and span.after < span.until:
-            task.spans.append(span)
-    return {name: task for name, task in found.items() if task.spans}
+            its.spans.append(span)
+    return {name: its for name, its in found.items() if its.spans}
 
 
 async def _read_states(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from pydantic import (
 )
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.types import SecretBytes, SecretStr
-from pydantic_core import PydanticSerializationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 from typing_extensions import TypedDict
 
 from batch_system import failures
@@ -30,6 +31,9 @@ from batch_system.settings.reading import get_settings
 
 SLOT = "slot"
 TOO_DEEP = f"lists and objects may be nested on {MOST_LEVELS} levels at most"
+OF_PARAMETERS = "parameters."
+"""The place of a parameter of a task in a request begins with it."""
+_NO_FIELDS: Mapping[str, str] = MappingProxyType({})
 NOTHING_WRITTEN: Mapping[str, inspect.Parameter] = MappingProxyType({})
 
 
@@ -83,10 +87,11 @@ class Parameters:
         if secrets := sorted(
             name for name, value in checked.items() if isinstance(value, SecretStr | SecretBytes)
         ):
-            raise self._refused(
+            reason = (
                 f"{', '.join(secrets)} is a secret, and the ledger stores no secrets: give the "
                 "name of a setting instead, and read the setting in run()"
             )
+            raise self._refused(reason, dict.fromkeys(secrets, reason))
         slot = checked.get(SLOT)
         if isinstance(slot, datetime) and slot.utcoffset() is None:
             raise self._refused(
@@ -101,8 +106,18 @@ class Parameters:
         ) as error:  # such as a list that contains itself
             raise self._refused(f"the ledger can't store them: {error}") from None
         if deep := next((name for name, value in stored.items() if is_deep(value)), None):
-            raise self._refused(f"{deep}: {TOO_DEEP}")
+            raise self._refused(f"{deep}: {TOO_DEEP}", {deep: f"{deep}: {TOO_DEEP}"})
         return stored
+
+    def defaults(self) -> dict[str, Any]:
+        """The defaults as JSON values, by name; without those that JSON can't say."""
+        found: dict[str, Any] = {}
+        for name, written in self.written.items():
+            if name == SLOT or written.default is written.empty:
+                continue
+            with contextlib.suppress(PydanticSerializationError, ValueError, RecursionError):
+                found[name] = to_jsonable_python(written.default)
+        return found
 
     def json_schema(self) -> dict[str, Any] | None:
         """The JSON schema of the parameters that a person may give; None if pydantic can't make one
@@ -132,11 +147,27 @@ class Parameters:
         try:
             return dict(self._schema.adapter.validate_python(dict(given)))
         except ValidationError as error:
-            raise self._refused("; ".join(_sentence(e) for e in error.errors())) from None
+            problems = error.errors()
+            sentences = [_sentence(each) for each in problems]
+            fields: dict[str, str] = {}
+            for each, sentence in zip(problems, sentences, strict=True):
+                name = str(each["loc"][0]) if each["loc"] else ""
+                fields[name] = f"{fields[name]}; {sentence}" if name in fields else sentence
+            raise self._refused("; ".join(sentences), fields) from None
 
-    def _refused(self, reason: str) -> InvalidParameters:
-        allowed = f"it takes {', '.join(self.names)}" if self.names else "it takes none"
-        return InvalidParameters(f"parameters of task {self._task}: {reason} ({allowed})")
+    def _refused(self, reason: str, fields: Mapping[str, str] = _NO_FIELDS) -> InvalidParameters:
+        return refused(self._task, reason, fields, self.names)
+
+
+def refused(
+    task: str, reason: str, fields: Mapping[str, str], names: Collection[str]
+) -> InvalidParameters:
+    """The error about parameters of a task, which takes those with these `names`. `fields`: what is
+    wrong with each, by name.
+    """
+    allowed = f"it takes {', '.join(names)}" if names else "it takes none"
+    places = {f"{OF_PARAMETERS}{name}": sentence for name, sentence in fields.items()}
+    return InvalidParameters(f"parameters of task {task}: {reason} ({allowed})", places)
 
 
 def _sentence(error: Any) -> str:

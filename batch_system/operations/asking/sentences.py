@@ -36,6 +36,15 @@ def in_words(
     return "; ".join(_sentence(problem, model, named) for problem in error.errors())
 
 
+def by_field(error: ValidationError, model: type[BaseModel]) -> dict[str, str]:
+    """The same sentences, by the names of the fields; those of one field together."""
+    found: dict[str, list[str]] = {}
+    for problem in error.errors():
+        if problem["loc"]:
+            found.setdefault(str(problem["loc"][0]), []).append(_sentence(problem, model, str))
+    return {field: "; ".join(sentences) for field, sentences in found.items()}
+
+
 def _sentence(problem: Any, model: type[BaseModel], named: Callable[[str], str]) -> str:
     field = str(problem["loc"][0]) if problem["loc"] else ""
     if field not in model.model_fields:

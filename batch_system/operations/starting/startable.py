@@ -5,8 +5,9 @@ have loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,14 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system.batch.execution.run_here import checked_parameters
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.queue.enqueue import Startable
-from batch_system.batch.tasks.parameters import SLOT, TOO_DEEP
+from batch_system.batch.tasks.parameters import SLOT, TOO_DEEP, refused
 from batch_system.batch.tasks.registry import Task
-from batch_system.errors import InvalidParameters, UnknownTask
-from batch_system.escaping import brief, is_deep
+from batch_system.errors import InvalidParameters, NoLedger, UnknownTask
+from batch_system.escaping import brief, echoed, is_deep
 from batch_system.operations.asking.context import Context
 from batch_system.redaction import Redaction
 
 LONGEST_SENTENCE = 500
+MOST_SENTENCES = 20
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,21 @@ async def startable_task(connection: AsyncConnection, context: Context, name: st
     return StartableTask(name, row["source"], exclusive, priority, None, schema, context.redaction)
 
 
+async def mistakes_in(context: Context, name: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with these parameters of a task, by their places, as a start would say it; it
+    starts nothing. Raises UnknownTask and NoLedger.
+    """
+    async with context.databases.reading() as connection:
+        if connection is None:
+            raise NoLedger("there is no ledger yet: no service has ever run")
+        startable = await startable_task(connection, context, name)
+    try:
+        startable.checked(given)
+    except InvalidParameters as error:
+        return error.fields
+    return {}
+
+
 async def unknown_task(
     connection: AsyncConnection | None, context: Context, name: str
 ) -> UnknownTask:
@@ -101,22 +118,37 @@ def _checked_by_schema(
     properties = schema.get("properties", {})
     values = {name: _read_as(properties.get(name), value) for name, value in given.items()}
     if deep := next((name for name, value in values.items() if is_deep(value)), None):
-        raise InvalidParameters(f"parameters of task {task}: {brief(deep)}: {TOO_DEEP}")
-    error = next(iter(validator.iter_errors(values)), None)
-    if error is not None:
-        where = ".".join(str(part) for part in error.absolute_path)
-        is_secret = redaction.is_secret(where) or redaction.masked(error.instance) != error.instance
-        sentence = (
-            "it has a value that is not allowed"
-            if is_secret
-            else brief(error.message, LONGEST_SENTENCE)
-        )
-        takes = ", ".join(properties) or "none"
-        raise InvalidParameters(
-            f"parameters of task {task}: {f'{where}: ' if where else ''}{sentence} (it takes "
-            f"{takes})"
-        )
+        sentence = f"{brief(deep)}: {TOO_DEEP}"
+        raise refused(task, sentence, {deep: sentence}, list(properties))
+    fields: dict[str, str] = {}
+    for error in islice(validator.iter_errors(values), MOST_SENTENCES):
+        for name, sentence in _sentences(error, schema, values, redaction):
+            fields.setdefault(name, sentence)
+    if fields:
+        raise refused(task, "; ".join(fields.values()), fields, list(properties))
     return values or None
+
+
+def _sentences(
+    error: Any, schema: Mapping[str, Any], values: Mapping[str, Any], redaction: Redaction
+) -> Iterator[tuple[str, str]]:
+    """What is wrong, by the name of the parameter, as for a task that is loaded."""
+    if not error.absolute_path and error.validator == "required":
+        missing = (name for name in schema["required"] if name not in values)
+        yield from ((name, f"{name} is required") for name in missing)
+        return
+    if not error.absolute_path and error.validator == "additionalProperties":
+        unknown = (name for name in values if name not in schema.get("properties", {}))
+        yield from ((name, f"there is no parameter {echoed(name)}") for name in unknown)
+        return
+    where = ".".join(str(part) for part in error.absolute_path)
+    is_secret = redaction.is_secret(where) or redaction.masked(error.instance) != error.instance
+    yield (
+        str(error.absolute_path[0]) if error.absolute_path else "",
+        f"{where} has a value that is not allowed"
+        if is_secret
+        else f"{where}: {brief(error.message, LONGEST_SENTENCE)}".removeprefix(": "),
+    )
 
 
 def _read_as(schema: Any, value: Any) -> Any:

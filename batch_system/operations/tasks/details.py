@@ -110,7 +110,7 @@ def details(
         memory=memory_of(loaded, row),
         schema_of_parameters=None
         if rows.is_hidden
-        else masked_schema(_schema(loaded, row), redaction),
+        else masked_schema(schema_of(loaded, row), redaction),
         schedule=current.cron if current else None,
         timezone=current.timezone if current else None,
         words=current.words if current else None,
@@ -236,11 +236,19 @@ def _default(name: str, default: Any, redaction: Redaction) -> str | None:
     return echoed(shown)
 
 
-def _schema(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any] | None:
-    stored = row.get("parameters")
-    return (
-        loaded.parameters.json_schema() if loaded else stored if isinstance(stored, dict) else None
-    )
+def schema_of(loaded: Task | None, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema that the ledger has, or that of a loaded task, with the defaults of `run`."""
+    if loaded is None:
+        stored = row.get("parameters")
+        return stored if isinstance(stored, dict) else None
+    schema, defaults = loaded.parameters.json_schema(), loaded.parameters.defaults()
+    if schema is None or not defaults:
+        return schema
+    properties = {
+        name: {**each, "default": defaults[name]} if name in defaults else each
+        for name, each in schema.get("properties", {}).items()
+    }
+    return {**schema, "properties": properties}
 
 
 def masked_schema(schema: Any, redaction: Redaction) -> Any:

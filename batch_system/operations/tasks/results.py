@@ -75,7 +75,8 @@ class TaskDetails(Result):
     as retry.attempts.
 
     `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other
-    fields are from the ledger. `schema_of_parameters`: their JSON schema, as the ledger knows it.
+    fields are from the ledger. `schema_of_parameters`: their JSON schema, with the defaults of a
+    task that is loaded.
     `words`: the schedule in words. `owner`: whose the task is. `runbook`: the address of what to
     do. `muted_until`: until then nothing is sent. `paused_until`: when its pause ends by itself.
     How the runs went, `pool` and `memory` are as in TaskSummary. `after`: what its runs wait for.

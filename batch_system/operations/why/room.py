@@ -106,7 +106,7 @@ async def room(context: Context, given: str) -> Room:
             events=await _events(asked, row, first, answer),
             failed=failed,
             ended=ended,
-            good_before=await _good_before(connection, row, first),
+            good_before=(await _good_before(connection, row, first))[0],
             newest_slot=await _slot_of(connection, row.newest_run),
             newest_log=[] if is_hidden else await _newest_log(connection, row.newest_run),
             earlier=[] if is_hidden else await _earlier(asked, row),
@@ -146,10 +146,52 @@ async def _numbers(
     return failed, ended
 
 
-async def _good_before(connection: AsyncConnection, row: Row[Any], first: Row[Any] | None) -> int:
-    """How many runs succeeded in a row before the first failure."""
+class Beginning(Result):
+    """How an incident of runs began. `failed`, `ended`, `good_before`: as in Room. `change`: what
+    changed last between the last good run and the first failure, as an action of the audit;
+    `before`: how many seconds before that failure. `has_good`: whether there was a good run.
+    """
+
+    failed: int
+    ended: int | None
+    good_before: int
+    has_good: bool
+    change: str | None = None
+    before: float | None = None
+
+
+async def beginning(context: Context, given: str) -> Beginning:
+    """How an incident of runs began, without comparing runs. Raises UnknownIncident."""
+    async with context.databases.reading() as connection:
+        row = await read.find(connection, given)
+        assert connection is not None
+        first = await _first_of(connection, row)
+        failed, ended = await _numbers(connection, row, first)
+        good_before, good_at = await _good_before(connection, row, first)
+        change = None
+        if first is not None and good_at is not None:
+            events = await changes.between(connection, row.task, good_at, first.created_at)
+            change = next((each for each in events if each.action != "service.start"), None)
+    return Beginning(
+        failed=failed,
+        ended=ended,
+        good_before=good_before,
+        has_good=good_at is not None,
+        change=change.action if change is not None else None,
+        before=(first.created_at - change.at).total_seconds()
+        if first is not None and change is not None
+        else None,
+    )
+
+
+async def _good_before(
+    connection: AsyncConnection, row: Row[Any], first: Row[Any] | None
+) -> tuple[int, datetime | None]:
+    """How many runs succeeded in a row before the first failure, and when the last of them was
+    made.
+    """
     if first is None:
-        return 0
+        return 0, None
     before = run_rows(
         ("state", "created_at"),
         runs.c.task == row.task,
@@ -157,8 +199,9 @@ async def _good_before(connection: AsyncConnection, row: Row[Any], first: Row[An
         NO_PART_SQL,
     )
     newest = await connection.execute(before.order_by(*NEWEST_FIRST).limit(MOST_COUNTED))
-    good = takewhile(lambda each: each.state != RunState.FAILED, newest)
-    return sum(each.state == RunState.SUCCEEDED for each in good)
+    not_failed = takewhile(lambda each: each.state != RunState.FAILED, newest)
+    good = [each.created_at for each in not_failed if each.state == RunState.SUCCEEDED]
+    return len(good), next(iter(good), None)
 
 
 async def _events(asked: Asked, row: Row[Any], first: Row[Any] | None, answer: Why) -> list[Event]:

@@ -1,23 +1,21 @@
-"""The map of the last 90 days of a task, and the chart of how long its last runs took. Pure
-geometry.
+"""The map of the last 13 weeks of a task, a cell for each day, and the charts of its medians, a bar
+for each day. Pure geometry: x in percent, y in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
-from zoneinfo import ZoneInfo
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
 
-from batch_system.operations.tasks.history import Day, TaskHistory, Took
-from batch_system.pages.charts.night_chart import WORDS, in_words
+from batch_system.operations.tasks.history import Day, TaskHistory
+from batch_system.pages.charts.night_chart import WORDS, Box, in_words
 from batch_system.pages.frame.formatting import counted, duration
 
-ROW, CELL = 23, 19
-TOP, CHART = 20, 132
-"""The top of the bars, and the height of the chart up to its axis."""
-LINE = 14
-"""The height of a label."""
+ROW = 15
+TOP, BOTTOM = 4, 54
+"""Between these the bars of a chart stand."""
+LEAST = 2.0
 STYLES = {
     "succeeded": "succeeded",
     "failed": "failed",
@@ -57,30 +55,16 @@ class DayMap:
 
 
 @dataclass(frozen=True)
-class TookBar:
-    """A run as a bar. A mark above it says how it ended, if it has not succeeded."""
-
-    x: float
-    width: float
-    y: float
-    height: float
-    css: str
-    run: str
-    title: str
-
-
-@dataclass
-class TookChart:
-    """`scale`: labels left of the chart. `lines`: p95 and p50, each with its y, the y of its label,
-    and the label.
-
-    `dates`: the x and the date of the first run, of the one in the middle and of the last one.
+class DayBars:
+    """A bar for each day that has a median. `line`: the y of the 95th percentile, if it is within
+    the chart. `marks`: x of the days with failed slots.
     """
 
-    bars: list[TookBar] = field(default_factory=list)
-    scale: list[tuple[float, str]] = field(default_factory=list)
-    lines: list[tuple[float, float, str]] = field(default_factory=list)
-    dates: list[tuple[float, str]] = field(default_factory=list)
+    boxes: list[Box]
+    line: float | None
+    marks: list[float]
+    months: list[tuple[float, str]]
+    words: str
 
 
 def day_map(found: TaskHistory) -> DayMap:
@@ -109,7 +93,7 @@ def day_map(found: TaskHistory) -> DayMap:
 
 def _cell(day: Day, x: float, width: float, known_from: date | None) -> DayCell:
     y = day.date.weekday() * ROW
-    name = f"{day.date:%a} {day.date.day} {day.date:%b}"
+    name = _name(day)
     if day.worst is None:
         is_known = known_from is not None and day.date >= known_from
         return DayCell(
@@ -129,38 +113,32 @@ def _cell(day: Day, x: float, width: float, known_from: date | None) -> DayCell:
     )
 
 
-def took_chart(
-    took: Sequence[Took], p50: float | None, p95: float | None, zone: ZoneInfo
-) -> TookChart:
-    """A bar for each run, the newest at the right."""
-    chart = TookChart()
-    most = max([*(run.seconds or 0.0 for run in took), p95 or 0.0], default=0.0)
-    if not took or not most:
-        return chart
-    scale = CHART - TOP
-    places = max(20, len(took))
-    width = 100 / places
-    for number, run in enumerate(took, places - len(took)):
-        height = round(max(2.0, (run.seconds or 0.0) / most * scale), 1)
-        says = duration(run.seconds) if run.seconds is not None else "no time"
-        title = f"{_date(run.at, zone)} {run.at.astimezone(zone):%H:%M}: {run.state}, {says}"
-        x, y = round(number * width, 3), round(CHART - height, 1)
-        chart.bars.append(
-            TookBar(x, round(width * 0.72, 3), y, height, f"bar-{run.state}", run.run, title)
-        )
-    chart.scale = [(CHART, "0"), (TOP + scale / 2, duration(most / 2)), (TOP, duration(most))]
-    usual: Mapping[str, float | None] = {"p95": p95, "p50": p50}
-    lowest = 0.0
-    for name, each in usual.items():
-        if each:
-            y = round(CHART - each / most * scale, 1)
-            lowest = max(y + 4, lowest + LINE)
-            chart.lines.append((y, lowest, f"{name} {duration(each)}"))
-    ends = (0, len(took) // 2, len(took) - 1) if len(took) > 2 else (len(took) - 1,)
-    chart.dates = [(chart.bars[number].x, _date(took[number].at, zone)) for number in ends]
-    return chart
+def _name(day: Day) -> str:
+    return f"{day.date:%a} {day.date.day} {day.date:%b}"
 
 
-def _date(at: datetime, zone: ZoneInfo) -> str:
-    local = at.astimezone(zone)
-    return f"{local.day} {local:%b}"
+def day_bars(
+    days: Sequence[Day], medians: Sequence[float | None], css: str, p95: float | None, what: str
+) -> DayBars:
+    """The medians of these days. `what`: of what, in words, such as "took". `css`: the class of the
+    bars.
+    """
+    known = [each for each in medians if each is not None]
+    most = max([*known, p95 or 0.0], default=0.0)
+    width = 100 / len(days)
+    boxes, marks, months, last = [], [], [], -MONTH_WIDTH
+    for number, (day, seconds) in enumerate(zip(days, medians, strict=True)):
+        x = round(number * width, 3)
+        if seconds is not None:
+            height = round(max(LEAST, seconds / most * (BOTTOM - TOP)) if most else LEAST, 1)
+            title = f"{_name(day)}: half of its runs {what} {duration(seconds)} at most"
+            y = round(BOTTOM - height, 1)
+            boxes.append(Box(x, round(width * 0.76, 3), y, height, css, title))
+        if day.counts.get("failed"):
+            marks.append(round(x + width * 0.38, 3))
+        if day.date.day == 1 and x - last >= MONTH_WIDTH:
+            months.append((x, f"{day.date:%b}"))
+            last = x
+    line = round(BOTTOM - p95 / most * (BOTTOM - TOP), 1) if p95 and most else None
+    range_of = f", from {duration(min(known))} to {duration(max(known))}" if known else ""
+    return DayBars(boxes, line, marks, months, f"{counted(len(known), 'day')}{range_of}")

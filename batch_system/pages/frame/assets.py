@@ -20,6 +20,7 @@ STYLES = (
     "night.css",
     "phone.css",
     "tasks.css",
+    "task.css",
     "incidents.css",
     "forecast.css",
     "changes.css",

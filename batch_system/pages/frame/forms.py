@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +12,8 @@ from zoneinfo import ZoneInfo
 
 from starlette.requests import ClientDisconnect, Request
 
-from batch_system.errors import BatchError, UnknownPreview
+from batch_system.batch.tasks.parameters import OF_PARAMETERS
+from batch_system.errors import BatchError, InvalidParameters, UnknownPreview
 from batch_system.escaping import echoed
 from batch_system.verbs.verb import Verb
 from batch_system.web.problems import Refused
@@ -30,8 +31,6 @@ TYPED_FROM = 500
 
 PARAMETER = "param-"
 """The name of a field that is a parameter of a task begins with it."""
-_OF_TASK = re.compile(r"parameters of task [^:]+: ")
-_ALLOWED = re.compile(r" \(it takes [^()]*\)\Z")
 
 
 class Wrong(NamedTuple):
@@ -46,10 +45,10 @@ class Wrong(NamedTuple):
     others: Mapping[str, str] = MappingProxyType({})
 
 
-def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None:
+def wrong_in(error: Refused | BatchError, fields: Collection[str]) -> Wrong | None:
     """What a person can correct in the form; None if the error is about something else.
 
-    A message about a field begins with the field's name, which may follow the name of the task.
+    An error without fields is about the one with whose name its message begins.
     """
     if isinstance(error, Refused):
         words, is_mistake = error.detail, error.status in (400, 422)
@@ -60,24 +59,20 @@ def wrong_in(error: Refused | BatchError, fields: Iterable[str]) -> Wrong | None
         )
     if not is_mistake:
         return None
-    about = _OF_TASK.sub("", words, count=1)
-    parameters_first = sorted(fields, key=lambda name: not name.startswith(PARAMETER))
-    names = ((name, name.removeprefix(PARAMETER)) for name in parameters_first)
-    said_of = [(name, (f"{said}:", f"{said} ")) for name, said in names]
+    about = error.fields if isinstance(error, InvalidParameters) else {}
+    found = {_field_of(place): sentence for place, sentence in about.items()}
+    if found:
+        first, *_ = found
+        return Wrong(first, found.pop(first), found)
+    said = (name for name in fields if words.startswith((f"{name}:", f"{name} ")))
+    return Wrong(next(said, ""), words)
 
-    def field_of(sentence: str) -> str:
-        return next((name for name, beginnings in said_of if sentence.startswith(beginnings)), "")
 
-    found: dict[str, str] = {}
-    for sentence in _ALLOWED.sub("", about).split("; "):
-        if not (field := field_of(sentence)):
-            break
-        found.setdefault(field, sentence)
-    else:
-        if len(found) > 1:
-            first, *_ = found
-            return Wrong(first, found.pop(first), found)
-    return Wrong(field_of(about), words)
+def _field_of(place: str) -> str:
+    """The name of the field of a form for a value of a verb."""
+    if place.startswith(OF_PARAMETERS):
+        return f"{PARAMETER}{place.removeprefix(OF_PARAMETERS)}"
+    return place
 
 
 async def fields_of(request: Request) -> Mapping[str, str]:

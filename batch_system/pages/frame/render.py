@@ -22,6 +22,9 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 LONGEST_TEXT = 10_000
 """One value on a page has at most this many characters."""
 
+LONGEST_SENTENCE = 300
+"""A text in a line among others has at most this many characters."""
+
 MOST_MARKS = 100
 """At most this many occurrences of what was searched for are marked in one text."""
 
@@ -50,6 +53,7 @@ def environment() -> Environment:
         "marked": marked,
         "tojson_text": json_text,
         "log_time": formatting.log_time,
+        "shortened": lambda text: escaping.cut(text or "", LONGEST_SENTENCE),
     }
     made.filters["kept_parts"] = kept_back_parts
     made.filters["chip_word"] = lambda kind: CHIPS.get(kind, kind)

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from batch_system.batch.ledger.states import OF_RUNS
 from batch_system.escaping import cut
 from batch_system.operations.why import room as rooms
-from batch_system.operations.why.room import MOST_COUNTED, Event, Room
+from batch_system.operations.why.room import MOST_COUNTED, Beginning, Event, Room
 from batch_system.operations.why.text import lines_of
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.render import render
@@ -110,13 +110,17 @@ def _heading(found: Room, what: str, viewer: Viewer) -> str:
         return f"{what}: {INCIDENTS[incident.kind].heading.lower()} since {since}"
     if incident.kind != "failed":
         return f"{what}: {INCIDENTS[incident.kind].heading.lower()} since {since}"
-    if incident.count <= 1:
+    return failing(what, incident.count, since, found.failed, found.ended)
+
+
+def failing(what: str, count: int, since: str, failed: int, ended: int | None) -> str:
+    """The heading of an open incident of failed runs."""
+    if count <= 1:
         return f"{what} failed once, {since}"
-    if found.ended is None:
-        return f"{what} has been failing since {since}: {found.failed:,} runs"
-    more = " at least" if found.ended >= MOST_COUNTED else ""
-    of = f"{found.failed:,} of its last {found.ended:,} runs{more}"
-    return f"{what} has been failing since {since}: {of}"
+    if ended is None:
+        return f"{what} has been failing since {since}: {failed:,} runs"
+    more = " at least" if ended >= MOST_COUNTED else ""
+    return f"{what} has been failing since {since}: {failed:,} of its last {ended:,} runs{more}"
 
 
 def _sentence(found: Room, viewer: Viewer) -> str:
@@ -129,13 +133,27 @@ def _sentence(found: Room, viewer: Viewer) -> str:
         return ""
     changes = [event for event in found.events if event.kind == "change"]
     first = next((event for event in found.events if event.kind == "first"), None)
+    last = changes[-1] if changes and first is not None else None
+    beginning = Beginning(
+        failed=found.failed,
+        ended=found.ended,
+        good_before=found.good_before,
+        has_good=found.why.comparison is not None,
+        change=last.action if last is not None else None,
+        before=(first.at - last.at).total_seconds()
+        if first is not None and last is not None
+        else None,
+    )
+    return began(beginning)
+
+
+def began(found: Beginning) -> str:
+    """What came before an incident of runs, in a sentence or two."""
     sentences = []
-    if changes and first is not None:
-        last = changes[-1]
-        before = formatting.duration((first.at - last.at).total_seconds())
-        words = CHANGES.get(last.action or "", "something changed")
-        sentences.append(f"It began {before} after {words}.")
-    elif found.why.comparison is not None:
+    if found.before is not None:
+        words = CHANGES.get(found.change or "", "something changed")
+        sentences.append(f"It began {formatting.duration(found.before)} after {words}.")
+    elif found.has_good:
         sentences.append("No change is recorded between the last good run and the first bad one.")
     if found.good_before:
         least = "at least " if found.good_before >= MOST_COUNTED else ""

@@ -4,33 +4,26 @@ task.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
 from urllib.parse import urlencode
-from uuid import uuid4
 
 from starlette.requests import Request
 
 from batch_system.concurrency.offload import offload
 from batch_system.errors import InvalidParameters
-from batch_system.operations.asking.results import Parameter
 from batch_system.operations.tasks import listing, overview
 from batch_system.operations.tasks.overview import PAGE
-from batch_system.operations.tasks.results import TaskDetails
 from batch_system.operations.tasks.timeline import HOURS, USUAL_HOURS
 from batch_system.pages.charts.spark_chart import spark_chart
 from batch_system.pages.charts.timeline import timeline_drawn
 from batch_system.pages.frame.answers import GoTo, back
 from batch_system.pages.frame.confirm import Confirm, Field, Option, confirm
-from batch_system.pages.frame.forms import PARAMETER, local_instant_of, verb_of
+from batch_system.pages.frame.forms import verb_of
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import LiveViewer, shell_of
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.night.empty import show_empty
-from batch_system.verbs.run_changes import StartRun
 from batch_system.verbs.tasks import MuteTask, PauseTask, ResumeTask, ShowTask, UnmuteTask
 
 WANTED = (("all", "All"), ("running", "Running"), ("attention", "Attention"), ("paused", "Paused"))
@@ -38,8 +31,6 @@ SPARKS = 30
 LANES = 12
 """This many lanes the timeline has at first."""
 MOST_DIGITS = 6
-_DAY = re.compile(r"datetime\.date\((\d+), (\d+), (\d+)\)")
-_QUOTED = re.compile(r"(?:[\w.]+\(|<[\w.]+: )?(['\"])([^'\"\\]*)\1[)>]?")
 FOR = {
     "hour": ("an hour", timedelta(hours=1)),
     "day": ("a day", timedelta(days=1)),
@@ -124,146 +115,6 @@ def _address(kept: Mapping[str, str], **other: str) -> str:
     """The address of the page with the same choices but these; an empty one is left out."""
     query = urlencode({name: value for name, value in {**kept, **other}.items() if value})
     return f"/tasks?{query}" if query else "/tasks"
-
-
-def fields_of_schema(
-    schema: Mapping[str, Any] | None, parameters: Sequence[Parameter] | None = None
-) -> list[dict[str, Any]]:
-    """What a form must ask for, from the JSON schema of a task's parameters.
-
-    `parameters`: with their defaults, which the schema does not have; None if this process has not
-    loaded the task.
-    """
-    defaults = {each.name: each.default for each in parameters or ()}
-    properties = (schema or {}).get("properties")
-    needed = (schema or {}).get("required") or []
-    if not isinstance(properties, dict):
-        return []
-    of_types = (schema or {}).get("$defs")
-    return [
-        {
-            "name": name,
-            "field": f"{PARAMETER}{name}",
-            "is_needed": name in needed,
-            "type": _type_of(described),
-            "is_text": described.get("type") == "string",
-            "is_password": described.get("format") == "password",
-            "choices": _choices_of(described),
-            "default": _as_typed(defaults.get(name) or ""),
-        }
-        for name, described in (
-            (name, _meant(given, of_types)) for name, given in properties.items()
-        )
-        if described is not None
-    ]
-
-
-def _meant(described: Any, of_types: Any) -> dict[str, Any] | None:
-    """What a schema says about a value that is not null, for types such as `date | None` or one
-    with a name.
-    """
-    if not isinstance(described, dict):
-        return None
-    some = described.get("anyOf")
-    if isinstance(some, list):
-        some = [each for each in some if isinstance(each, dict) and each.get("type") != "null"]
-        described = some[0] if len(some) == 1 else described
-    named = str(described.get("$ref", "")).removeprefix("#/$defs/")
-    found = of_types.get(named) if isinstance(of_types, dict) else None
-    return found if isinstance(found, dict) else described
-
-
-def _as_typed(default: str) -> str:
-    """A default as a person would type it. It is given as in Python, such as 'eu' or
-    Decimal('10.50').
-    """
-    if (of_day := _DAY.fullmatch(default)) is not None:
-        return "-".join(number.zfill(2) for number in of_day.groups())
-    quoted = _QUOTED.fullmatch(default)
-    return (
-        quoted[2]
-        if quoted is not None
-        else {"None": "", "True": "true", "False": "false"}.get(default, default)
-    )
-
-
-def _type_of(described: Mapping[str, Any]) -> str:
-    kind = described.get("type")
-    if described.get("format") == "date":
-        return "date"
-    return {"integer": "number", "number": "number", "boolean": "boolean"}.get(str(kind), "text")
-
-
-def _choices_of(described: Mapping[str, Any]) -> list[str]:
-    if described.get("type") == "boolean":
-        return ["true", "false"]  # a checkbox could not be left at the task's default
-    choices = described.get("enum")
-    return [_as_text(each) for each in choices] if isinstance(choices, list) else []
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-async def ask_to_start(request: Request, viewer: Viewer) -> str:
-    """The form for a manual run, made from the parameters of the task."""
-    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
-    return await render(
-        "start.html",
-        **await shell_of(viewer, "tasks", f"Run {task.name}"),
-        task=task,
-        fields=await _fields(task, viewer),
-        key=f"page {uuid4()}",
-    )
-
-
-async def _fields(task: TaskDetails, viewer: Viewer) -> list[dict[str, Any]]:
-    """The fields of the form with what was entered before, without what is secret."""
-    redaction = viewer.operations.context.redaction
-    fields = fields_of_schema(task.schema_of_parameters, task.parameters)
-    for field in fields:
-        entered = viewer.entered.get(field["field"], "")
-        is_secret = field["is_password"] or redaction.is_secret(field["name"])
-        has_secret = is_secret or (entered[:1] in ("[", "{") and redaction.is_secret(entered))
-        field["value"] = "" if has_secret else entered
-        if is_secret and field["type"] == "text":
-            field["type"] = "password"
-    return fields
-
-
-async def start(request: Request, viewer: Viewer, fields: Mapping[str, str]) -> GoTo:
-    """Queue a run. Fields that are left empty are left out, so that the task's defaults count."""
-    task = await viewer.operations(ShowTask(name=request.path_params["task"]))
-    params: dict[str, Any] = {}
-    mistakes: list[str] = []
-    for field in fields_of_schema(task.schema_of_parameters):
-        if (given := fields.get(field["field"], "")) == "":
-            continue
-        try:
-            params[field["name"]] = _value(field, given)
-        except InvalidParameters as error:
-            mistakes.append(error.message)
-    if mistakes:
-        raise InvalidParameters("; ".join(mistakes))
-    key, at = fields.get("key") or None, local_instant_of("at", fields, viewer.zone)
-    started = await viewer.operations(
-        verb_of(StartRun, fields, name=task.name, parameters=params, slot=None, key=key, at=at)
-    )
-    return GoTo(f"/runs/{started.id}")
-
-
-def _value(field: Mapping[str, Any], given: str) -> Any:
-    """What was entered: a number where one is wanted, JSON where it looks like JSON, else the
-    text.
-    """
-    if field["type"] in ("number", "boolean") or (given[:1] in "[{" and not field["is_text"]):
-        try:
-            return json.loads(given)
-        except (ValueError, RecursionError):
-            raise InvalidParameters(
-                f"{field['name']}: allowed is a number, true or false, or JSON"
-            ) from None
-    return given
 
 
 async def ask_to_pause(request: Request, viewer: Viewer) -> str:
