@@ -5,7 +5,6 @@ with its attempts, its parts and the end of its log.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -33,8 +32,6 @@ from batch_system.operations.people.redacting import (
     redacted,
 )
 from batch_system.operations.runs.results import LAST_LINES, RunOrTask
-
-Find = Callable[[AsyncConnection, str, int], Awaitable[list[dict[str, Any]]]]
 
 FEWEST_DIGITS = 6
 """How many digits of a run's id have to be given at least."""
@@ -101,8 +98,8 @@ async def _run_with_digits(connection: AsyncConnection, digits: str) -> str | No
     """The only run whose id begins with these digits, or ends in them. Raises UnknownRun if there
     are several.
     """
-    finds: dict[str, Find] = {"begin with": run_ids.begin_with, "end in": run_ids.end_in}
-    for where, find in finds.items():
+    for where in ("begin with", "end in"):
+        find = run_ids.begin_with if where == "begin with" else run_ids.end_in
         runs = await find(connection, digits, MOST_NAMED + 1)
         if len(runs) > 1:
             named = "; ".join(
