@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from batch_system import clock
-from batch_system.batch.firing import pauses, task_sync
+from batch_system.batch.firing import apscheduler, pauses, task_sync
 from batch_system.batch.ledger import database_time, maintenance, tables
 from batch_system.batch.nodes import ledger_poll
 from batch_system.batch.tasks.registry import Task
@@ -55,6 +55,13 @@ async def poll(sync: Sync) -> None:
     async with sync.ledger.reader.connect() as connection:
         sync.schedules.on_changes(await ledger_poll.read(connection, NODE))
     await sync.schedules._refresh()
+
+
+def is_held(sync: Sync, name: str) -> bool:
+    """Whether the job of the task fires nothing."""
+    job = sync.schedules._jobs.get_job(name)
+    assert job is not None
+    return bool(job.trigger.is_paused)
 
 
 async def paused(ledger: Database) -> dict[str, datetime | None]:
@@ -117,6 +124,50 @@ async def test_a_slot_a_few_seconds_before_a_planned_window_is_fired(
     await turn(sync, loaded, minute(1))
     await turn(sync, loaded, minute(2))
     assert await slots_of(ledger, "tick") == [minute(1)]
+
+
+async def test_a_slot_before_a_planned_window_is_fired_by_its_job_or_later_and_never_held(
+    ledger: Database, operations: Operations
+) -> None:
+    loaded = await know(ledger, make_task("tick"))
+    sync = await at_start(ledger, loaded)
+    apscheduler.add_jobs(sync.schedules._jobs, loaded.values())
+    begin = minute(2) + timedelta(seconds=4)
+    await operations(PauseTasks(all_tasks=True, begins_at=begin, until=minute(4)))
+    await poll(sync)
+    await turn(sync, loaded, minute(2) - timedelta(seconds=2))
+    assert await paused(ledger) == {"tick": minute(4)}
+    assert not is_held(sync, "tick")
+    await turn(sync, loaded, begin + timedelta(seconds=1))  # late: the slot was two seconds ago
+    assert is_held(sync, "tick")
+    for at in (begin + timedelta(seconds=2), minute(3), minute(4)):
+        await turn(sync, loaded, at)
+    assert await slots_of(ledger, "tick") == [minute(1), minute(2), minute(4)]
+    (missed,) = await missed_of(ledger, "tick")
+    assert missed[1:] == (1, minute(3), minute(3)) and missed[0].startswith("paused by ")
+
+
+async def test_slots_that_nobody_fired_before_a_window_are_missed_and_not_paused(
+    ledger: Database, operations: Operations
+) -> None:
+    loaded = await know(ledger, make_task("tick"))
+    sync = await at_start(ledger, loaded)
+    await turn(sync, loaded, minute(1))
+    begin = minute(2) + timedelta(seconds=4)
+    await operations(PauseTasks(all_tasks=True, begins_at=begin, until=minute(4)))
+    await poll(sync)
+    clock.advance(minute(2) - timedelta(seconds=2) - clock.now())
+    await poll(sync)
+    assert await paused(ledger) == {"tick": minute(4)}
+    clock.advance(minute(5) - clock.now())  # all services were gone until the window was over
+    await poll(sync)
+    await turn(sync, loaded, minute(5))
+    missed = await missed_of(ledger, "tick")
+    assert [(reason.partition(" by ")[0], number) for reason, number, *_ in missed] == [
+        ("no service fired it", 1),
+        ("paused", 1),
+    ]
+    assert await slots_of(ledger, "tick") == [minute(1), minute(4), minute(5)]
 
 
 async def test_a_window_that_passed_while_no_service_was_running_holds_its_slots_all_the_same(

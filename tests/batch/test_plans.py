@@ -72,7 +72,7 @@ from batch_system.operations.night.results import SlotCounts
 from batch_system.operations.operations import Operations
 from batch_system.operations.runs import finding, phases
 from batch_system.operations.runs import late as night_late
-from batch_system.operations.tasks import overview
+from batch_system.operations.tasks import history, overview
 from batch_system.operations.why import room as rooms
 from batch_system.settings.pools import DEFAULT_POOL
 from batch_system.verbs.incidents import ListIncidents
@@ -613,6 +613,11 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
         await overview.overview(
             Operations(ledger, application, Loaded, Settings()).context, "all", "", 0
         )
+    with plans.of("history"):
+        for name in ("over-1", "many-1"):
+            await history.history(
+                Operations(ledger, application, Loaded, Settings()).context, name, "UTC"
+            )
 
 
 async def _ask_for_a_forecast(connection: AsyncConnection, seen: dict[str, WatchedTask]) -> None:

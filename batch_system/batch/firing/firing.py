@@ -14,7 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system import clock
 from batch_system.batch.cron.cron import schedule
 from batch_system.batch.firing import misfires, waiting
-from batch_system.batch.firing.misfires import SlotPlan, is_behind, plan_all_missed, plan_slots
+from batch_system.batch.firing.misfires import (
+    INSTANT,
+    SlotPlan,
+    is_behind,
+    plan_all_missed,
+    plan_slots,
+)
 from batch_system.batch.firing.overlap import Overlap
 from batch_system.batch.ledger import database_time, missed_ranges, runs, schedules
 from batch_system.batch.ledger.missed_ranges import Cause, MissedRange
@@ -37,8 +43,10 @@ BUSY_AGAIN = timedelta(milliseconds=100)
 LEAST_SHARE = 100
 """One transaction catches up at least this many slots of a schedule; further schedules wait."""
 
-PlanKey = tuple[str, str, datetime, str | None, Missed]
-"""Everything that a plan depends on: cron expression, zone, cursor, pauser, and missed policy."""
+PlanKey = tuple[str, str, datetime, str | None, datetime | None, Missed]
+"""Everything that a plan depends on: cron expression, zone, cursor, who has paused the task and
+when, and missed policy.
+"""
 SlotPlans = Mapping[PlanKey, SlotPlan]
 WhyMissed = Callable[[datetime, datetime], str | None]
 
@@ -337,15 +345,21 @@ async def _plan_all(
 
 
 def _key(row: OpenSchedule, tasks: Mapping[str, Task]) -> PlanKey:
-    return row.cron, row.timezone, row.fired_until, row.paused_by, tasks[row.task].policies.missed
+    pause, policy = (row.paused_by, row.paused_at), tasks[row.task].policies.missed
+    return row.cron, row.timezone, row.fired_until, *pause, policy
 
 
 def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
-    cron, timezone, fired_until, paused_by, policy = key
-    if paused_by is not None:
-        reason = f"paused by {paused_by}"
-        return plan_all_missed(schedule(cron, timezone), fired_until, now, reason, Cause.PAUSED)
-    return plan_slots(schedule(cron, timezone), fired_until, now, policy, budget)
+    cron, timezone, fired_until, paused_by, paused_at, policy = key
+    its = schedule(cron, timezone)
+    if paused_by is None:
+        return plan_slots(its, fired_until, now, policy, budget)
+    first = its.next(fired_until)
+    if paused_at is not None and first is not None and first < paused_at:
+        # A slot before the pause, which was not fired in time, fires as ever. The rest is next.
+        plan = plan_slots(its, fired_until, paused_at - INSTANT, policy, budget)
+        return replace(plan, is_complete=False)
+    return plan_all_missed(its, fired_until, now, f"paused by {paused_by}", Cause.PAUSED)
 
 
 def _because_of(missed: MissedRange, step: ClockStep | None, why_missed: WhyMissed) -> MissedRange:

@@ -7,11 +7,11 @@ maintenance window.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
-from sqlalchemy import func, select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.firing.overdue_slots import fire_all_due, record_all_missed
@@ -239,13 +239,13 @@ async def _set_end(
     await catalog_changed(connection)
 
 
-async def next_change(connection: AsyncConnection) -> datetime | None:
-    """When the next planned window begins, or the next pause ends by itself; None if neither is
-    known.
+async def next_change(connection: AsyncConnection, now: datetime) -> datetime | None:
+    """When the next planned window has to be written or begins, or the next pause ends by itself;
+    None if none of them is known.
     """
-    query = select(func.min(tasks.c.paused_until))
-    first: datetime | None = (await connection.execute(query)).scalar()
-    instants = [first, await windows.next_change(connection, EARLY)]
+    begins = case((tasks.c.paused_at > now, tasks.c.paused_at))
+    row = (await connection.execute(select(func.min(begins), func.min(tasks.c.paused_until)))).one()
+    instants = [*row, await windows.next_change(connection, EARLY)]
     return min((each for each in instants if each is not None), default=None)
 
 
@@ -326,7 +326,11 @@ async def _end(
     now: datetime,
 ) -> None:
     reason, until = f"paused by {pause.by}", pause.end(now)
-    held = [row for row in opened if row.fired_until < until]
+    opened, before = [*opened], pause.at - timedelta(microseconds=1)
+    early = [row for row in opened if row.fired_until < before]
+    await record_all_missed(connection, early, before, "no service fired it", Cause.DOWN)
+    held = [replace(row, fired_until=max(row.fired_until, before)) for row in opened]
+    held = [row for row in held if row.fired_until < until]
     await record_all_missed(connection, held, until, reason, Cause.PAUSED)
     await waits.extend(connection, name, now - pause.at, now)
     ended = dict.fromkeys(("paused_at", "paused_by", "paused_until", "maintenance"))

@@ -254,7 +254,7 @@ class ScheduleSync(Background):
             self._read_at = await database_time.now_of(connection)
             self._fired.clear()
             opened = await schedules.open_schedules(connection)
-            self._change_of_pauses = await pauses.next_change(connection) or NEVER
+            self._change_of_pauses = await pauses.next_change(connection, self._read_at) or NEVER
             if self._read_at >= self._change_of_pauses:  # a person has just ended one
                 self._woken.set()
             missing = followed_schedules.missing(
@@ -325,6 +325,7 @@ class ScheduleSync(Background):
             scheduler.set_schedule(self._jobs, name, None)
             self._warn_of_difference(name, row, None)
             return None
+        row = row.at(now)  # a window is written some seconds before it begins
         schedule = self._in_force[name] = row.schedule
         scheduler.set_schedule(self._jobs, name, schedule, is_paused=row.paused_by is not None)
         if (following := schedule.next(row.fired_until)) is not None and following <= now:

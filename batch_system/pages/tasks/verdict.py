@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import takewhile
 from typing import Literal
 
@@ -58,8 +59,8 @@ async def verdict_of(
     return _of_runs(viewer, task.name, found.runs)
 
 
-def _at(viewer: Viewer, at: object) -> str:
-    return formatting.moment(at, viewer.zone, viewer.now)  # type: ignore[arg-type]
+def _at(viewer: Viewer, at: datetime) -> str:
+    return formatting.moment(at, viewer.zone, viewer.now)
 
 
 async def _pause(viewer: Viewer, task: TaskDetails) -> str:
