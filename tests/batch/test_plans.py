@@ -109,6 +109,7 @@ IN_ORDER = {
     "gauges": r"batch_tasks t$|^SCAN t$|INDEX "
     r"(uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
+    "history": r"Seq Scan on batch_tally",  # of a day of one task, in a tally that is small here
     "list": r"USING INDEX ix_batch_runs",
     "list of parts and runs": r"USING INDEX ix_batch_runs",
     "search": r"USING (COVERING )?INDEX (ix_batch_runs_created|(uq|ix)_batch_incidents_open)$"
@@ -602,6 +603,11 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await _ask_for_a_forecast(connection, seen)
     with plans.of("night"):
         await Operations(ledger, application, Loaded, Settings())(ShowStatus())
+    with plans.of("history"):
+        for name in ("over-1", "many-1"):
+            await history.history(
+                Operations(ledger, application, Loaded, Settings()).context, name, "UTC"
+            )
     asked = Operations(ledger, application, Loaded, Settings())
     incident = (await asked(ListIncidents(state="all", limit=1))).incidents[0].id
     with plans.of("why"):
@@ -613,11 +619,6 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
         await overview.overview(
             Operations(ledger, application, Loaded, Settings()).context, "all", "", 0
         )
-    with plans.of("history"):
-        for name in ("over-1", "many-1"):
-            await history.history(
-                Operations(ledger, application, Loaded, Settings()).context, name, "UTC"
-            )
 
 
 async def _ask_for_a_forecast(connection: AsyncConnection, seen: dict[str, WatchedTask]) -> None:

@@ -8,7 +8,10 @@ from batch_system.pages.frame.render import TEMPLATES
 from batch_system.pages.routes import routes
 from tests.docs_blocks import read
 
-ASKING = ("pause", "resume", "mute", "retry", "cancel", "acknowledge", "redrive", "verify", "/end")
+ASKING = (
+    *("pause", "resume", "mute", "retry", "cancel", "acknowledge", "redrive", "verify", "/end"),
+    "/undo",
+)
 """Pages that ask before something is done. They are opened by its button."""
 
 

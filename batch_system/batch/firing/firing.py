@@ -14,13 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system import clock
 from batch_system.batch.cron.cron import schedule
 from batch_system.batch.firing import misfires, waiting
-from batch_system.batch.firing.misfires import (
-    INSTANT,
-    SlotPlan,
-    is_behind,
-    plan_all_missed,
-    plan_slots,
-)
+from batch_system.batch.firing.misfires import SlotPlan, is_behind, plan_paused, plan_slots
 from batch_system.batch.firing.overlap import Overlap
 from batch_system.batch.ledger import database_time, missed_ranges, runs, schedules
 from batch_system.batch.ledger.missed_ranges import Cause, MissedRange
@@ -44,9 +38,7 @@ LEAST_SHARE = 100
 """One transaction catches up at least this many slots of a schedule; further schedules wait."""
 
 PlanKey = tuple[str, str, datetime, str | None, datetime | None, Missed]
-"""Everything that a plan depends on: cron expression, zone, cursor, who has paused the task and
-when, and missed policy.
-"""
+"""What a plan depends on: cron expression, zone, cursor, pauser, pause, and missed policy."""
 SlotPlans = Mapping[PlanKey, SlotPlan]
 WhyMissed = Callable[[datetime, datetime], str | None]
 
@@ -149,9 +141,8 @@ async def fire(
     running, and returned as claimed by `node`. A schedule that another node is firing at this
     moment is skipped, and named in `again_at`.
 
-    `ahead`: the plans of schedules that are behind. Such a schedule is returned in `behind` instead
-    of being handled if it has no plan, or if its cursor has moved since the plan was made. With
-    None, every schedule is planned here.
+    `ahead`: the plans of schedules that are behind; None: all are planned here. A schedule without
+    a plan, or whose cursor has moved since, is returned in `behind` instead of being handled.
 
     `is_early`: `now` lies in the future. Tasks for which something can't be decided yet are named
     in `again_at`. `steps`: those of the ledger's clock; nothing is fired while that clock is
@@ -354,12 +345,7 @@ def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
     its = schedule(cron, timezone)
     if paused_by is None:
         return plan_slots(its, fired_until, now, policy, budget)
-    first = its.next(fired_until)
-    if paused_at is not None and first is not None and first < paused_at:
-        # A slot before the pause, which was not fired in time, fires as ever. The rest is next.
-        plan = plan_slots(its, fired_until, paused_at - INSTANT, policy, budget)
-        return replace(plan, is_complete=False)
-    return plan_all_missed(its, fired_until, now, f"paused by {paused_by}", Cause.PAUSED)
+    return plan_paused(its, fired_until, now, (paused_by, paused_at), policy, budget)
 
 
 def _because_of(missed: MissedRange, step: ClockStep | None, why_missed: WhyMissed) -> MissedRange:

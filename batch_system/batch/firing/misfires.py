@@ -5,7 +5,7 @@ Pure functions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
 
@@ -81,6 +81,26 @@ def plan_all_missed(
     if now <= fired_until:
         return SlotPlan(fired_until)
     return SlotPlan(now, missed=_missed(schedule, fired_until, now, reason, cause))
+
+
+def plan_paused(
+    schedule: Schedule,
+    fired_until: datetime,
+    now: datetime,
+    pause: tuple[str, datetime | None],
+    policy: Missed,
+    budget: int,
+) -> SlotPlan:
+    """Plan that no slot in (fired_until, now] runs. `pause`: by whom, and from when on.
+
+    Slots before the pause that were not fired in time are planned as ever, and the others next.
+    """
+    by, begin = pause
+    first = schedule.next(fired_until)
+    if begin is not None and first is not None and first < begin:
+        plan = plan_slots(schedule, fired_until, begin - INSTANT, policy, budget)
+        return replace(plan, is_complete=False)
+    return plan_all_missed(schedule, fired_until, now, f"paused by {by}", Cause.PAUSED)
 
 
 def is_behind(schedule: Schedule, fired_until: datetime, now: datetime) -> bool:

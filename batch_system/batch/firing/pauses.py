@@ -239,14 +239,14 @@ async def _set_end(
     await catalog_changed(connection)
 
 
-async def next_change(connection: AsyncConnection, now: datetime) -> datetime | None:
+async def next_change(connection: AsyncConnection, now: datetime) -> datetime:
     """When the next planned window has to be written or begins, or the next pause ends by itself;
-    None if none of them is known.
+    NEVER if none of them is known.
     """
     begins = case((tasks.c.paused_at > now, tasks.c.paused_at))
     row = (await connection.execute(select(func.min(begins), func.min(tasks.c.paused_until)))).one()
     instants = [*row, await windows.next_change(connection, EARLY)]
-    return min((each for each in instants if each is not None), default=None)
+    return min((each for each in instants if each is not None), default=NEVER)
 
 
 async def _names(connection: AsyncConnection, window: MaintenanceWindow) -> list[str]:

@@ -254,12 +254,10 @@ class ScheduleSync(Background):
             self._read_at = await database_time.now_of(connection)
             self._fired.clear()
             opened = await schedules.open_schedules(connection)
-            self._change_of_pauses = await pauses.next_change(connection, self._read_at) or NEVER
+            self._change_of_pauses = await pauses.next_change(connection, self._read_at)
             if self._read_at >= self._change_of_pauses:  # a person has just ended one
                 self._woken.set()
-            missing = followed_schedules.missing(
-                self._tasks, {n for n, removed in is_removed.items() if not removed}
-            )
+            missing = followed_schedules.missing(self._tasks, there)
             for name, upstreams in missing.items():
                 has_none = self._tasks[name].schedule is None
                 what = "it has no slots" if has_none else "its slots are skipped"

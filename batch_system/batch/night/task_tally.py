@@ -176,11 +176,13 @@ async def looked_at(
     """
     kind = connection.dialect.name
     names = ", ".join(f"r.{each}" for each in _OF_RUN)
+    # PostgreSQL would read all runs for each place, if it met the subquery in the join.
     statement = sql.statement(
-        f"SELECT v.day AS day, {names} FROM {json_rows.source(_COLUMNS, kind)} "
-        "CROSS JOIN batch_runs r WHERE r.id = (SELECT s.id FROM batch_runs s "
+        "WITH q AS MATERIALIZED (SELECT v.day AS day, (SELECT s.id FROM batch_runs s "
         f"WHERE s.task = :task AND s.{OF_SLOT_SQL} "
-        "AND s.slot >= v.begin AND s.slot < v.until ORDER BY s.slot LIMIT 1)"
+        "AND s.slot >= v.begin AND s.slot < v.until ORDER BY s.slot LIMIT 1) AS id "
+        f"FROM {json_rows.source(_COLUMNS, kind)}) "
+        f"SELECT q.day, {names} FROM q JOIN batch_runs r ON r.id = q.id"
     ).columns(_COLUMNS[0], *(runs.c[each] for each in _OF_RUN))
     pieces = []
     for day in days:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 from urllib.parse import urlencode
@@ -59,14 +59,14 @@ NO_LOG = LogWindow(lines=[], numbers=[], older=None, after="0.0", is_end=False, 
 async def show_runs(request: Request, viewer: Viewer) -> str:
     """The runs that the query asks for: those that go on, and then the newest.
 
-    `?fold=0` gives each run a line, `?unfold=` those of one line. `?choose=all`: what can be done
-    with all runs of the filter.
+    `?fold=0` gives each run a line, `?fold=1` folds equal ones, `?unfold=` unfolds one line.
+    `?choose=all`: what can be done with all runs of the filter.
     """
     query = request.query_params
     given, after = given_in(query), query.get("after")
     wanted = RunFilter.of(**conditions_of(given, viewer))
     context = viewer.operations.context
-    is_folded = query.get("fold") != "0"
+    is_folded = query.get("fold", _usual_fold(given)) != "0"
     found = await listing.list_runs(context, wanted, PAGE, after)
     is_mixed = "state" not in given
     active, outages = RunPage(runs=[], after=None), []
@@ -79,7 +79,8 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
     lines = lines_of(over, viewer.now, is_folded, query.get("unfold"))
     # A live page gets rows only.
     counts = None if isinstance(viewer, LiveViewer) else await listing.count_states(context, wanted)
-    here = {**given, **({} if is_folded else {"fold": "0"})}
+    fold, other = ("1", "0") if is_folded else ("0", "1")
+    here = {**given, **({"fold": fold} if fold != _usual_fold(given) else {})}
     return await render(
         "runs.html",
         **await shell_of(viewer, "runs", "Runs"),
@@ -97,7 +98,7 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         following=urlencode({**here, "after": found.after}) if found.after else None,
         is_first=after is None,
         is_folded=is_folded,
-        folding=address(given, fold="0" if is_folded else ""),
+        folding=address(given, fold=other if other != _usual_fold(given) else ""),
         chooses_all=query.get("choose") == "all",
         here_query=urlencode({**here, **({"after": after} if after else {})}),
         query=urlencode(given),
@@ -106,6 +107,11 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
             action for action in get_args(BulkAction) if _may_change(action, given.get("state"))
         ],
     )
+
+
+def _usual_fold(given: Mapping[str, str]) -> str:
+    """Equal runs are folded, but for the parts of a run, which a person wants to see one by one."""
+    return "0" if "parent" in given else "1"
 
 
 async def _outages(viewer: Viewer) -> list[Incident]:
