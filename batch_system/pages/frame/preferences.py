@@ -4,6 +4,9 @@ cookies.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -20,27 +23,46 @@ YEAR = 365 * 24 * 60 * 60
 
 async def set_preferences(request: Request) -> Response:
     """Set the zone or the colours, and go back to the page. This needs no sign-in."""
+    return await answered(request, _chosen)
+
+
+def _chosen(fields: Mapping[str, str]) -> Kept:
+    cookies: dict[str, str] = {}
+    if "zone" in fields:
+        cookies[ZONE_COOKIE] = str(zone_of(fields["zone"]))
+    if (theme := fields.get("theme")) in THEMES:
+        cookies[THEME_COOKIE] = str(theme)
+    return Kept(local_path(fields.get("next")), cookies)
+
+
+class Kept(NamedTuple):
+    """What the browser keeps, as values of cookies, and the path of the page that comes next."""
+
+    path: str
+    cookies: Mapping[str, str]
+
+
+async def answered(request: Request, choose: Callable[[Mapping[str, str]], Kept]) -> Response:
+    """Let the browser keep for a year what `choose` makes of the fields of a form, and go to the
+    page. Errors are a page.
+    """
     root = request.scope.get("root_path", "")
     try:
         refuse_foreign(request)
-        fields = await fields_of(request)
-        answer = RedirectResponse(root + local_path(fields.get("next")), 303)
-        if "zone" in fields:
-            keep(request, answer, ZONE_COOKIE, str(zone_of(fields["zone"])))
-        theme = next((each for each in THEMES if each == fields.get("theme")), None)
-        if theme is not None:
-            keep(request, answer, THEME_COOKIE, theme)
-        return answer
+        kept = choose(await fields_of(request))
     except Refused as refused:
         return await error_page(request, refused.status, refused.detail)
     except BatchError as error:
         return await error_page(request, 422, error.message)
-
-
-def keep(request: Request, answer: Response, name: str, value: str) -> None:
-    """Let the browser keep a preference for a year."""
-    path = request.scope.get("root_path") or "/"
-    is_secure = request.url.scheme == "https"
-    answer.set_cookie(
-        name, value, max_age=YEAR, path=path, secure=is_secure, httponly=True, samesite="lax"
-    )
+    answer, is_secure = RedirectResponse(root + kept.path, 303), request.url.scheme == "https"
+    for name, value in kept.cookies.items():
+        answer.set_cookie(
+            name,
+            value,
+            max_age=YEAR,
+            path=root or "/",
+            secure=is_secure,
+            httponly=True,
+            samesite="lax",
+        )
+    return answer

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from statistics import median
+from typing import Any
 
 from batch_system.batch.ledger.states import ACTIVE, RunState
-from batch_system.operations.asking.results import RunSummary
+from batch_system.operations.asking.results import RunShort, RunSummary
 from batch_system.operations.incidents.results import Incident
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.viewer import Viewer
@@ -94,7 +95,7 @@ def _settled(line: Line, now: datetime, unfolded: str | None) -> Iterator[Line]:
             yield Line(run, (run,), seconds_of(run, now))
 
 
-def seconds_of(run: RunSummary, now: datetime) -> float | None:
+def seconds_of(run: RunShort[Any], now: datetime) -> float | None:
     """How long the last attempt took, or has taken up to now."""
     if run.began_at is None:
         return None

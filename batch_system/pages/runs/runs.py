@@ -73,7 +73,7 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
     if is_mixed and after is None:
         of_active = wanted.model_copy(update={"state": list(ACTIVE)})
         active = await listing.list_runs(context, of_active, MOST_ACTIVE)
-        outages = await _outages(viewer)
+        outages = [] if isinstance(viewer, LiveViewer) else await _outages(viewer)
     over = [run for run in found.runs if not (is_mixed and run.state in ACTIVE)]
     going_on = [Line(run, (run,), seconds_of(run, viewer.now)) for run in active.runs]
     lines = lines_of(over, viewer.now, is_folded, query.get("unfold"))
@@ -159,9 +159,9 @@ async def show_run(request: Request, viewer: Viewer) -> str:
         most_items=MOST_ITEMS,
         most_parts=MOST_PARTS,
         is_active=run.state in ACTIVE,
-        seconds=_seconds(run.began_at, run.finished_at, viewer.now),
+        seconds=seconds_of(run, viewer.now),
         delay=_delay(run),
-        wait=_seconds(run.created_at, run.started_at, viewer.now)
+        wait=(run.started_at - run.created_at).total_seconds()
         if run.started_at is not None
         else None,
         pace=await pace.pace(viewer.operations.context, run),
@@ -241,10 +241,6 @@ def _share(count: int | None, total: int | None) -> float | None:
     wrongly.
     """
     return min(1.0, count / total) if count is not None and total else None
-
-
-def _seconds(begin: datetime | None, end: datetime | None, now: datetime) -> float | None:
-    return ((end or now) - begin).total_seconds() if begin is not None else None
 
 
 def _delay(run: RunDetails) -> float | None:

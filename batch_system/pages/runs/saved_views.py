@@ -5,19 +5,16 @@ them in a cookie.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
-from batch_system.errors import BatchError, InvalidParameters
-from batch_system.pages.frame.answers import error_page
-from batch_system.pages.frame.forms import fields_of
-from batch_system.pages.frame.preferences import keep
+from batch_system.errors import InvalidParameters
+from batch_system.pages.frame.preferences import Kept, answered
 from batch_system.pages.runs.run_filter import address, given_in
-from batch_system.web.csrf import refuse_foreign
-from batch_system.web.problems import Refused
 
 VIEWS_COOKIE = "batch_views"
 MOST, LONGEST_NAME, LONGEST_COOKIE = 8, 40, 3_000
@@ -49,28 +46,22 @@ async def save_view(request: Request) -> Response:
     """Keep the filter under a name, or forget the name, and show the runs of the filter. This needs
     no sign-in: it changes the browser alone.
     """
-    root = request.scope.get("root_path", "")
-    try:
-        refuse_foreign(request)
-        fields = await fields_of(request)
-        name = fields.get("name", "").strip()
-        filter = given_in(dict(parse_qsl(fields.get("view", "")[:LONGEST_COOKIE])))
-        saved = dict(_saved(request.cookies.get(VIEWS_COOKIE, "")))
-        if "forget" in fields:
-            saved.pop(name, None)
-        else:
-            _check(name, filter, saved)
-            saved[name] = filter
-        value = quote(urlencode([(each, urlencode(kept)) for each, kept in saved.items()]))
-        if len(value) > LONGEST_COOKIE:
-            raise InvalidParameters("view: forget another view first: the browser keeps no more")
-        answer = RedirectResponse(root + address(filter), 303)
-        keep(request, answer, VIEWS_COOKIE, value)
-        return answer
-    except Refused as refused:
-        return await error_page(request, refused.status, refused.detail)
-    except BatchError as error:
-        return await error_page(request, 422, error.message)
+    return await answered(request, partial(_changed, request.cookies.get(VIEWS_COOKIE, "")))
+
+
+def _changed(cookie: str, fields: Mapping[str, str]) -> Kept:
+    name = fields.get("name", "").strip()
+    filter = given_in(dict(parse_qsl(fields.get("view", "")[:LONGEST_COOKIE])))
+    saved = dict(_saved(cookie))
+    if "forget" in fields:
+        saved.pop(name, None)
+    else:
+        _check(name, filter, saved)
+        saved[name] = filter
+    value = quote(urlencode([(each, urlencode(kept)) for each, kept in saved.items()]))
+    if len(value) > LONGEST_COOKIE:
+        raise InvalidParameters("view: forget another view first: the browser keeps no more")
+    return Kept(address(filter), {VIEWS_COOKIE: value})
 
 
 def _check(name: str, filter: Mapping[str, str], saved: Mapping[str, object]) -> None:
