@@ -92,20 +92,8 @@ class Service:
         return time.monotonic() - started_at
 
     def freeze(self, *urls: str | URL) -> None:
-        """SIGSTOP, where it holds no write lock of a SQLite file: nobody could take that from a
-        stopped process.
-
-        Where it does, it goes on for long enough to be given a processor, or its lease would end
-        meanwhile.
-        """
-        files = [
-            str(url.database) for url in map(make_url, urls) if url.get_backend_name() == "sqlite"
-        ]
-        suspend(self.process.pid)
-        while any(is_locked(file) for file in files):
-            self.process.send_signal(signal.SIGCONT)
-            time.sleep(0.2)
-            suspend(self.process.pid)
+        """SIGSTOP, as `freeze` does it."""
+        freeze(self.process.pid, *urls)
 
     def _is_ready(self) -> bool:
         told = re.search(r"http://127\.0\.0\.1:\d+", self.stdout + self.stderr)
@@ -116,6 +104,21 @@ class Service:
             return self.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
+
+
+def freeze(pid: int, *urls: str | URL) -> None:
+    """SIGSTOP, at a moment at which the process holds no write lock of a SQLite file: nobody could
+    take that from a stopped process.
+
+    Where it holds one, it goes on for long enough to be given a processor, or its lease would end
+    meanwhile.
+    """
+    files = [str(url.database) for url in map(make_url, urls) if url.get_backend_name() == "sqlite"]
+    suspend(pid)
+    while any(is_locked(file) for file in files):
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.2)
+        suspend(pid)
 
 
 def suspend(pid: int) -> None:

@@ -15,7 +15,7 @@ from distributed import Client
 from batch_system.batch.ledger import tables
 from tests.batch.ledger_world import rows, until
 from tests.dask.world import Place
-from tests.processes import free_port, process, suspend
+from tests.processes import free_port, freeze, process, suspend
 
 ALL = list(range(40))
 
@@ -76,7 +76,7 @@ async def test_the_run_of_a_frozen_worker_is_resumed_by_another_one_when_its_lea
     (run,) = await place.queue("long")
     worker = await place.pid(run)
     await until(place.done)
-    suspend(worker)
+    freeze(worker, place.settings["LEDGER_URL"], place.settings["DATABASE_URL"])
     row = await place.ended(run)
     assert (row["state"], row["attempt"], await place.done()) == ("succeeded", 1, ALL)
     assert row["result"] != worker

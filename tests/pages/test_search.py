@@ -95,7 +95,7 @@ async def test_only_what_the_role_may_do_and_see_is_found(people: People) -> Non
         assert "1 run of 7 days" in await box(people.operator, words)
         assert run not in await people.viewer.page(f"/search?q={words}")
         assert run in await people.operator.page(f"/search?q={words}")
-    assert "4711" not in await people.viewer.page("/search?q=payroll+failed")
+    assert "account 4711" not in await people.viewer.page("/search?q=payroll+failed")
     assert lines(await box(people.admin, "api_key=guess")) == {}
     answer = await people.nobody.get("/search?q=report", headers=BOX)
     assert answer.status_code == 401

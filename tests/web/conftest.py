@@ -35,7 +35,7 @@ class Payroll(BaseTask):
     """Pays people."""
     name, schedule, tags = "payroll", None, ("secret",)
 
-    async def run(self, month: int = 1, account: str = "4711"):
+    async def run(self, month: int = 1, account: str = "DE-4711"):
         return {"paid": month}
 '''
 

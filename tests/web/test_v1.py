@@ -622,14 +622,14 @@ async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Se
     run = wrong.json()["id"]
     await ended(served.operator, run)
     failing = {
-        "reason": "ValueError: 4711 is wrong",
+        "reason": "ValueError: DE-4711 is wrong",
         "state": RunState.FAILED,
-        "params": {"month": 4711},
-        "key": "4711",
+        "params": {"month": "DE-4711"},
+        "key": "DE-4711",
     }
     async with served.service.ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).where(tables.runs.c.id == run).values(failing))
-        attempt = {"type": "ValueError", "message": "4711 is wrong", "traceback": "4711"}
+        attempt = {"type": "ValueError", "message": "DE-4711 is wrong", "traceback": "DE-4711"}
         await connection.execute(update(tables.attempts).values(error=attempt))
     paths = [
         *(
@@ -650,10 +650,10 @@ async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Se
     for path in paths:
         answer = await served.viewer.get(f"/api/v1{path}")
         assert answer.status_code == 200, (path, answer.text)
-        assert "4711" not in answer.text and '"month":77' not in answer.text, path
-    assert "4711" in (await served.operator.get(f"/api/v1/runs/{run}")).text
+        assert "DE-4711" not in answer.text and '"month":77' not in answer.text, path
+    assert "DE-4711" in (await served.operator.get(f"/api/v1/runs/{run}")).text
     day = {"created_since": "2026-01-01T00:00:00Z"}
-    for query in ({"param": "month=4711"}, {"text": "4711"}):
+    for query in ({"param": "month=DE-4711"}, {"text": "DE-4711"}):
         assert (await served.viewer.get("/api/v1/runs", params={**query, **day})).json()[
             "runs"
         ] == []
