@@ -454,6 +454,7 @@ async def _send_what_a_service_sends(plans: Plans, ledger: Database, application
             await gauges.totals(connection)
             await gauges.oldest_waiting_since(connection)
             await gauges.task_rows(connection)
+            await gauges.task_rows(connection, ["many-1"])
             await durations.outdated(connection, clock.now())
             await incidents.numbers_open(connection)
             await gauges.living_nodes(connection)
@@ -580,9 +581,9 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await buckets.dirty(connection, 10)
             await tally.unaccounted(connection, ["watched"])
         with plans.of("night"):
-            await night_late.late_runs(connection, seen, [], now + later)
-            await night_needs.of_runs(connection, seen, frozenset())
-            await night_needs.others(connection, seen)
+            await night_late.late_runs(connection, [], now + later)
+            in_need = await night_needs.in_need(connection, Counter())
+            await night_needs.of_runs(connection, in_need, seen, frozenset())
             await previews.begun(connection, "retry", now, 10)
             await night_needs.dealt_with(connection, now - later, now, frozenset())
             not_run = {"watched": Counter(missed=1, skipped=1)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -293,9 +294,7 @@ async def test_the_verdict_is_not_calm_if_a_block_fails(
     people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = await page.night_page(people.served.operations.context, None, None, "UTC")
-    calm = found.model_copy(
-        update={"night": found.night.model_copy(update={"level": "calm", "needs": []})}
-    )
+    calm = replace(found, night=found.night.model_copy(update={"level": "calm", "needs": []}))
 
     async def read(*given: Any) -> Any:
         return calm

@@ -186,10 +186,16 @@ async def set_back(
     return {row.task: row.fired_until for row in ahead}
 
 
-async def served_from(connection: AsyncConnection) -> dict[str, str]:
-    """The tasks that a live node has loaded, each with the file that it was last loaded from."""
+async def served_from(
+    connection: AsyncConnection, names: Collection[str] | None = None
+) -> dict[str, str]:
+    """Those of these tasks that a live node has loaded, each with the file that it was last loaded
+    from. None: of all tasks.
+    """
     live = await nodes.live_tasks(connection)
     query = select(tasks.c.name, tasks.c.source)
+    if names is not None:
+        query = query.where(json_rows.is_among(tasks.c.name, names, connection.dialect.name))
     return {row.name: row.source for row in await connection.execute(query) if row.name in live}
 
 

@@ -4,21 +4,24 @@ task.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Text, cast, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.zones import zone_of
+from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.maintenance import MaintenanceWindow, open_windows
 from batch_system.batch.ledger.states import MaintenanceKind
 from batch_system.batch.ledger.tables import schedules, tasks
-from batch_system.batch.ledger.tasks import SECRET_TAG
+from batch_system.batch.ledger.tasks import SECRET_TAG, tags_of
 from batch_system.database.engine import in_pages, whole_tables
 from batch_system.errors import InvalidSchedule
 
@@ -74,26 +77,12 @@ class WatchedTask:
 
     @classmethod
     def of(cls, row: Any, mutes: Sequence[MaintenanceWindow] = ()) -> WatchedTask:
-        """`row`: of batch_tasks, with the `timezone` of its open schedule. Rows of an older version
-        lack some values. `mutes`: all that last or are planned.
+        """`row`: of batch_tasks, with the `timezone` of its open schedule, and its `monitoring` and
+        `tags` as text. `mutes`: all that last or are planned.
         """
-        declared = row.monitoring if isinstance(row.monitoring, dict) else {}
-        alerts = declared.get("alerts") or {}
+        tags = tags_of(row.tags)
         return cls(
             name=sys.intern(row.name),  # the same string as the name of the loaded class, if any
-            owner=declared.get("owner"),
-            runbook=declared.get("runbook"),
-            after_failures=alerts.get("after_failures") or 1,
-            close_after=alerts.get("close_after") or 1,
-            late_after=alerts.get("late_after"),
-            slow_after=alerts.get("slow_after"),
-            stalled_after=alerts.get("stalled_after"),
-            to=tuple(alerts.get("to") or ()),
-            quiet=alerts.get("quiet"),
-            deadline=declared.get("deadline"),
-            warns_at_risk=bool(alerts.get("at_risk")),
-            expect_every=declared.get("expect_every"),
-            each_slot_counts=bool(declared.get("each_slot_counts")),
             paused_at=row.paused_at,
             paused_by=row.paused_by,
             paused_until=row.paused_until,
@@ -103,9 +92,35 @@ class WatchedTask:
             deadline_until=row.deadline_until,
             first_seen_at=row.first_seen_at,
             zone=_zone(row.timezone),
-            is_secret=isinstance(row.tags, list) and SECRET_TAG in row.tags,
-            mutes=tuple(each for each in mutes if each.is_about(row.pool, row.tags)),
+            is_secret=SECRET_TAG in tags,
+            mutes=tuple(each for each in mutes if each.is_about(row.pool, tags)) if mutes else (),
+            **_declared(row.monitoring),
         )
+
+
+@lru_cache(maxsize=1_024)
+def _declared(monitoring: str | None) -> Mapping[str, Any]:
+    """What a task declares about its monitoring. Many tasks declare the same; rows of an older
+    version lack some values.
+    """
+    given = json.loads(monitoring) if monitoring is not None else None
+    declared = given if isinstance(given, dict) else {}
+    alerts = declared.get("alerts") or {}
+    return {
+        "owner": declared.get("owner"),
+        "runbook": declared.get("runbook"),
+        "after_failures": alerts.get("after_failures") or 1,
+        "close_after": alerts.get("close_after") or 1,
+        "late_after": alerts.get("late_after"),
+        "slow_after": alerts.get("slow_after"),
+        "stalled_after": alerts.get("stalled_after"),
+        "to": tuple(alerts.get("to") or ()),
+        "quiet": alerts.get("quiet"),
+        "deadline": declared.get("deadline"),
+        "warns_at_risk": bool(alerts.get("at_risk")),
+        "expect_every": declared.get("expect_every"),
+        "each_slot_counts": bool(declared.get("each_slot_counts")),
+    }
 
 
 def _zone(name: str | None) -> ZoneInfo:
@@ -123,17 +138,33 @@ class WatchedTasks(dict[str, WatchedTask]):
     mutes_of_all: tuple[MaintenanceWindow, ...] = ()
 
 
-async def watched_tasks(connection: AsyncConnection) -> WatchedTasks:
-    """All tasks of the ledger, by name."""
+async def watched_tasks(
+    connection: AsyncConnection, names: Collection[str] | None = None
+) -> WatchedTasks:
+    """The tasks of the ledger with these names, by name; None: all tasks."""
+    if names is None:
+        return await _read(connection)
+    return await _read(
+        connection, json_rows.is_among(tasks.c.name, sorted(names), connection.dialect.name)
+    )
+
+
+async def tasks_with_a_deadline(connection: AsyncConnection) -> WatchedTasks:
+    """The tasks of the ledger that have declared a deadline, by name."""
+    return await _read(connection, tasks.c.monitoring["deadline"].as_string().is_not(None))
+
+
+async def _read(connection: AsyncConnection, *which: ColumnElement[bool]) -> WatchedTasks:
     mutes = await open_windows(connection, MaintenanceKind.MUTE)
     of_pause = ("paused_at", "paused_by", "paused_until", "maintenance")
     instants = ("removed_at", "muted_until", "deadline_until", "first_seen_at")
-    own = ("name", "pool", "monitoring", "tags")
-    columns = [tasks.c[name] for name in (*own, *of_pause, *instants)]
+    columns = (tasks.c[name] for name in ("name", "pool", *of_pause, *instants))
+    encoded = (cast(tasks.c[name], Text).label(name) for name in ("monitoring", "tags"))
     is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
-    query = select(*columns, schedules.c.timezone).select_from(
+    query = select(*columns, *encoded, schedules.c.timezone).select_from(
         tasks.join(schedules, is_open, isouter=True)
     )
+    query = query.where(*which)
     async with whole_tables(connection):
         watched = WatchedTasks(
             [

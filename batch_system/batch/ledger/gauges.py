@@ -6,7 +6,7 @@ long on a ledger of many years, or with a million runs in the queue, as on a new
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -16,7 +16,7 @@ from sqlalchemy import Boolean, Column, Integer, Row, bindparam, func, select, t
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from batch_system.batch.ledger import database_time, queue_rows
+from batch_system.batch.ledger import database_time, json_rows, queue_rows
 from batch_system.batch.ledger.states import ACTIVE, RunState
 from batch_system.batch.ledger.tables import (
     NO_PART_SQL,
@@ -29,6 +29,7 @@ from batch_system.batch.ledger.tables import (
     runs,
     tasks,
 )
+from batch_system.database import sql
 
 MOST_COUNTED = 10_000
 """Runs of one state are counted up to this number, and so are parts of runs."""
@@ -192,11 +193,24 @@ _ALL_TASKS = _tasks("t.removed_at IS NULL")
 _ONE_TASK = _tasks("t.name = :name")
 
 
-async def task_rows(connection: AsyncConnection) -> list[TaskRow]:
-    """All tasks that were not removed, by name. It reads the runs of a task only back to its last
-    success.
+@cache
+def _these_tasks(kind: str) -> TextualSelect:
+    names = f"SELECT v.name FROM {json_rows.source([tasks.c.name], kind)}"
+    return _tasks(f"t.removed_at IS NULL AND {sql.among('t.name', names, kind)}")
+
+
+async def task_rows(
+    connection: AsyncConnection, names: Collection[str] | None = None
+) -> list[TaskRow]:
+    """These tasks as far as they were not removed, by name; None: all. It reads the runs of a task
+    only back to its last success.
     """
-    return [_task_row(row) for row in await connection.execute(_ALL_TASKS)]
+    if names is None:
+        return [_task_row(row) for row in await connection.execute(_ALL_TASKS)]
+    kind = connection.dialect.name
+    rows = json_rows.encode([{"name": name} for name in names], kind)
+    found = await connection.execute(_these_tasks(kind), {"rows": rows})
+    return [_task_row(row) for row in found]
 
 
 async def task_row(connection: AsyncConnection, name: str) -> TaskRow | None:

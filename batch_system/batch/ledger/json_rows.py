@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Table, bindparam, func, select, text
+from sqlalchemy import Column, ColumnElement, Label, Table, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.database import sql
-from batch_system.database.types import Id, stamp
+from batch_system.database.types import Id, Json, stamp
 
 POSTGRESQL_TYPES = {
     "String": "text",
@@ -136,6 +136,12 @@ def is_among(column: Column[Any], values: Iterable[Any], kind: str) -> ColumnEle
         if kind == "postgresql"
         else column.in_(subquery)
     )
+
+
+def collected(column: Column[Any], kind: str) -> Label[Any]:
+    """The values of a column in a group of rows, as a list with the name `collected`."""
+    together = func.jsonb_agg if kind == "postgresql" else func.json_group_array
+    return together(column, type_=Json).label("collected")
 
 
 async def insert(

@@ -4,7 +4,8 @@ handled.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -103,22 +104,38 @@ async def zones(connection: AsyncConnection) -> set[str]:
     return set((await connection.execute(query)).scalars())
 
 
-async def in_use(connection: AsyncConnection) -> dict[Schedule, int]:
-    """How many tasks that are not paused have each schedule. Schedules that this version can't read
-    are left out.
-    """
+@dataclass(frozen=True)
+class ScheduleInUse:
+    """A schedule, with the tasks that have it now: those that fire, and those that are paused."""
+
+    schedule: Schedule
+    firing: Set[str]
+    paused: Set[str]
+
+    @property
+    def tasks(self) -> Set[str]:
+        """All of them."""
+        return self.firing | self.paused
+
+
+async def in_use(connection: AsyncConnection) -> list[ScheduleInUse]:
+    """The schedules of all tasks, each once. Those that this version can't read are left out."""
+    is_paused = tasks.c.paused_at.is_not(None).label("is_paused")
+    columns = (schedules.c.cron, schedules.c.timezone, is_paused)
     query = (
-        select(schedules.c.cron, schedules.c.timezone, func.count())
+        select(*columns, json_rows.collected(schedules.c.task, connection.dialect.name))
         .select_from(schedules.join(tasks, tasks.c.name == schedules.c.task, isouter=True))
-        .where(schedules.c.valid_until.is_(None), tasks.c.paused_at.is_(None))
-        .group_by(schedules.c.cron, schedules.c.timezone)
+        .where(schedules.c.valid_until.is_(None))
+        .group_by(*columns)
     )
-    used: dict[Schedule, int] = {}
-    for cron, timezone, number in await connection.execute(query):
-        try:
-            used[schedule(cron, timezone)] = number
-        except InvalidSchedule:  # another version of the service has written it
-            continue
+    names: dict[tuple[str, str], dict[bool, list[str]]] = {}
+    for row in await connection.execute(query):
+        names.setdefault((row.cron, row.timezone), {})[bool(row.is_paused)] = row.collected
+    used = []
+    for (cron, timezone), its in names.items():
+        with suppress(InvalidSchedule):  # another version of the service has written it
+            read = schedule(cron, timezone)
+            used.append(ScheduleInUse(read, {*its.get(False, ())}, {*its.get(True, ())}))
     return used
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import select, update
+from sqlalchemy import Text, cast, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import json_rows
@@ -79,7 +81,37 @@ LISTED = ("name", "description", "source", "tags", "paused_at", "removed_at")
 """The columns that a list of tasks shows: not the large ones, which are parameters and policies."""
 
 
-async def all_tasks(connection: AsyncConnection) -> list[dict[str, Any]]:
-    """The columns LISTED of all tasks by column name, by the name of the task."""
+class ListedTask(NamedTuple):
+    """What decides whether a list shows a task."""
+
+    tags: Sequence[str]
+    is_paused: bool
+
+
+async def listed(connection: AsyncConnection) -> dict[str, ListedTask]:
+    """All tasks that were not removed, by name."""
+    is_paused = tasks.c.paused_at.is_not(None)
+    query = select(tasks.c.name, cast(tasks.c.tags, Text), is_paused).where(
+        tasks.c.removed_at.is_(None)
+    )
+    return {
+        name: ListedTask(tags_of(tags), bool(is_paused))
+        for name, tags, is_paused in await connection.execute(query)
+    }
+
+
+@lru_cache(maxsize=1_024)
+def tags_of(encoded: str | None) -> tuple[str, ...]:
+    """The tags of a task, from the JSON of the column. Many tasks have the same."""
+    tags = json.loads(encoded) if encoded is not None else None
+    return tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else ()
+
+
+async def rows_of(
+    connection: AsyncConnection, names: Collection[str] | None
+) -> list[dict[str, Any]]:
+    """The columns LISTED of these tasks by column name, by the name of the task; None: of all."""
     query = select(*(tasks.c[name] for name in LISTED)).order_by(tasks.c.name)
+    if names is not None:
+        query = query.where(json_rows.is_among(tasks.c.name, names, connection.dialect.name))
     return [dict(row) for row in (await connection.execute(query)).mappings()]

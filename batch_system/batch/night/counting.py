@@ -6,7 +6,7 @@ Unlike the account it finds no details: it only counts. Both classify a slot by 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -81,10 +81,29 @@ async def count(
     `note`.
     """
     last = until - INSTANT
-    found = await _spans(connection, since, last, task)
-    await _read_states(connection, found, since, last)
-    await _read_ranges(connection, found, since, last)
+    spans = await _spans(connection, since, last, task)
+    found = await offload(_with_slots, spans, since, last)
+    if found:
+        await _read_states(connection, found, since, last)
+        await _read_ranges(connection, found, since, last)
     return await offload(_count, found, since, last, now, note)
+
+
+def _with_slots(
+    spans: Sequence[tuple[Span, Collection[str]]], since: datetime, last: datetime
+) -> dict[str, _Task]:
+    """The tasks that have slots in the interval (both ends included): the others need not be looked
+    up.
+    """
+    found: dict[str, _Task] = {}
+    for span, names in spans:
+        if next(slots_of([span], since - INSTANT, last), None) is not None:
+            for name in names:
+                found.setdefault(name, _Task()).spans.append(span)
+    for span, names in spans:
+        for name in found.keys() & names:
+            found[name].handled = min(found[name].handled, span.handled)
+    return found
 
 
 def _count(
@@ -126,36 +145,34 @@ async def spans_of(
     connection: AsyncConnection, since: datetime, last: datetime, task: str
 ) -> Sequence[Span]:
     """The schedules that a task had in the interval (both ends included)."""
-    found = (await _spans(connection, since, last, task)).get(task)
-    return found.spans if found is not None else []
+    found = await _spans(connection, since, last, task)
+    return [span for span, _ in found if span.schedule is not None and span.after < span.until]
 
 
 async def _spans(
     connection: AsyncConnection, since: datetime, last: datetime, task: str | None
-) -> dict[str, _Task]:
-    """The tasks with a schedule in the interval. Slots before the beginning of a task's account are
-    left out.
+) -> list[tuple[Span, Collection[str]]]:
+    """The schedules in the interval, each with the tasks that have it. Slots before the beginning
+    of a task's account are left out.
+
+    Many tasks have the same schedule since the same instant, so the database puts them together.
     """
     columns = [
-        schedules.c[name]
-        for name in ("task", "cron", "timezone", "valid_from", "valid_until", "fired_until")
+        *(schedules.c[name] for name in ("cron", "timezone", "valid_from", "valid_until")),
+        schedules.c.fired_until,
+        tasks.c.accounted_from,
     ]
     statement = (
-        select(*columns, tasks.c.accounted_from)
+        select(*columns, json_rows.collected(schedules.c.task, connection.dialect.name))
         .select_from(schedules.join(tasks, tasks.c.name == schedules.c.task, isouter=True))
         .where(schedules.c.valid_from < last)
         .where(or_(schedules.c.valid_until.is_(None), schedules.c.valid_until >= since))
+        .group_by(*columns)
     )
     if task is not None:
         statement = statement.where(schedules.c.task == task)
-    found: dict[str, _Task] = {}
-    for row in await connection.execute(statement):
-        its = found.setdefault(row.task, _Task())
-        span = Span.of(row, since, last)
-        its.handled = min(its.handled, span.handled)
-        if span.schedule is not None and span.after < span.until:
-            its.spans.append(span)
-    return {name: its for name, its in found.items() if its.spans}
+    rows = await connection.execute(statement)
+    return [(Span.of(row, since, last), row.collected) for row in rows]
 
 
 async def _read_states(

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -125,10 +126,12 @@ async def not_all_good(
         .group_by(tally.c.bucket)
     )
     rows = await connection.execute(query)
-    return {
-        row.bucket: Counter({name: int(row._mapping[name]) for name in NOT_ALL_GOOD})
-        for row in rows
-    }
+    return {bucket: _counter(NOT_ALL_GOOD, sums) for bucket, *sums in rows}
+
+
+def _counter(names: Sequence[str], sums: Sequence[Any]) -> Counter[str]:
+    """The sums of a row by their names. PostgreSQL gives sums as decimals."""
+    return Counter(dict(zip(names, map(int, sums), strict=True)))
 
 
 async def have_slots(
@@ -165,8 +168,8 @@ async def of_tasks(
     if not pairs:
         return found
     rows = await offload(json_rows.encode, pairs, kind)
-    for row in await connection.execute(statement, {"rows": rows}):
-        found[row.task][row.bucket] = {name: row._mapping[name] for name in CLASSES}
+    for task, bucket, *counts in await connection.execute(statement, {"rows": rows}):
+        found[task][bucket] = dict(zip(CLASSES, counts, strict=True))
     return found
 
 
@@ -182,11 +185,10 @@ async def _read(
         (succeeded, ("succeeded",)),
         (others.where(text(NOT_ALL_GOOD_SQL)), NOT_ALL_GOOD),
     ):
-        for row in await connection.execute(query.where(*is_in).group_by(tally.c.bucket)):
-            if row.bucket in counted:
-                sums.setdefault(row.bucket, Counter()).update(
-                    {name: int(row._mapping[name]) for name in names}
-                )
+        rows = await connection.execute(query.where(*is_in).group_by(tally.c.bucket))
+        for bucket, *sums_of_bucket in rows:
+            if bucket in counted:
+                sums.setdefault(bucket, Counter()).update(_counter(names, sums_of_bucket))
     return sums
 
 
@@ -211,8 +213,8 @@ async def _not_run(
         .group_by(tally.c.task)
     )
     found: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in await connection.execute(query):
-        found[row.task] = Counter({name: int(row._mapping[name]) for name in NOT_RUN})
+    for task, *sums_of_task in await connection.execute(query):
+        found[task] = _counter(NOT_RUN, sums_of_task)
     return found
 
 

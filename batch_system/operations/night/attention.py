@@ -5,9 +5,9 @@ wrong.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, select, text
 from sqlalchemy.exc import DBAPIError
@@ -51,16 +51,48 @@ _KINDS = (
     *_OF_FIRING,
 )
 """Kinds of incidents that need a person besides failed runs and alarms."""
+_failure, _success = runs.alias("failure"), runs.alias("success")
+
+
+class InNeed(NamedTuple):
+    """What needs a person, and whose tasks have not been looked up yet.
+
+    `groups`: the failed runs that are open, by task and error; `by_key`: their incidents. `others`:
+    open incidents besides these and alarms that nobody has acknowledged. `quarantined`: how many
+    items wait in quarantine, by task.
+    """
+
+    groups: Sequence[open_failures.Group]
+    by_key: open_failures.ByKey
+    others: Sequence[Row[Any]]
+    quarantined: Counter[str]
+
+    @property
+    def tasks(self) -> set[str]:
+        """The names of the tasks."""
+        of_others = {_task_of(row) for row in self.others}
+        return {*(group.task for group in self.groups), *filter(None, of_others), *self.quarantined}
+
+
+async def in_need(connection: AsyncConnection, quarantined: Counter[str]) -> InNeed:
+    """What needs a person, without details."""
+    by_key = await open_failures.incidents_by_key(connection)
+    groups = await open_failures.groups(connection, by_key)
+    opened = await incidents.are_open(connection, _KINDS)
+    others = [row for row in opened if row.acknowledged_at is None]
+    return InNeed(groups, by_key, others, quarantined)
 
 
 async def of_runs(
-    connection: AsyncConnection, watched: Mapping[str, WatchedTask], hidden: frozenset[str]
+    connection: AsyncConnection,
+    found: InNeed,
+    watched: Mapping[str, WatchedTask],
+    hidden: frozenset[str],
 ) -> list[Need]:
     """The failed runs that are open, by task and error: those that still fail come first, then
     those with the most runs.
     """
-    by_key = await open_failures.incidents_by_key(connection)
-    groups = await open_failures.groups(connection, by_key)
+    groups, by_key = found.groups, found.by_key
     seen = await _first_seen(connection, groups)
     needs = [_need(group, by_key, seen, watched.get(group.task), hidden) for group in groups]
     tasks_by_error: dict[str, list[str]] = defaultdict(list)
@@ -252,29 +284,16 @@ async def _change_between(
     )
 
 
-async def names_of_tasks(connection: AsyncConnection, quarantined: Iterable[str]) -> set[str]:
-    """The tasks that need a person: those of the needs that `of_runs`, `others` and `of_quarantine`
-    return. Reads no details.
-    """
-    failing = await connection.execute(
-        select(runs.c.task).where(text(OPEN_FAILURE_SQL)).group_by(runs.c.task)
-    )
-    opened = await incidents.are_open(connection, _KINDS)
-    of_others = {_task_of(row) for row in opened if row.acknowledged_at is None}
-    return {*failing.scalars(), *quarantined, *(name for name in of_others if name is not None)}
-
-
 def _task_of(incident: Row[Any]) -> str | None:
     task: str | None = incident.task or (incident.details or {}).get("task")
     return task
 
 
-async def others(connection: AsyncConnection, watched: Mapping[str, WatchedTask]) -> list[Need]:
+def others(found: InNeed, watched: Mapping[str, WatchedTask]) -> list[Need]:
     """What needs a person without a failed run: silent tasks, missed deadlines, unusable files,
     unserved pools.
     """
-    opened = await incidents.are_open(connection, _KINDS)
-    return [_other(row, watched.get(row.task)) for row in opened if row.acknowledged_at is None]
+    return [_other(row, watched.get(row.task)) for row in found.others]
 
 
 def _other(row: Row[Any], task: WatchedTask | None) -> Need:
@@ -337,9 +356,8 @@ async def dealt_with(
     An incident that was made good counts as dealt with by somebody if a person or code asked for
     the run that did it.
     """
-    failure, success = runs.alias("failure"), runs.alias("success")
-    by = select(success.c.requested_by).where(
-        failure.c.id == incidents_table.c.newest_run, success.c.id == failure.c.made_good_by
+    by = select(_success.c.requested_by).where(
+        _failure.c.id == incidents_table.c.newest_run, _success.c.id == _failure.c.made_good_by
     )
     query = (
         select(incidents_table, by.scalar_subquery().label("good_by"))

@@ -5,18 +5,18 @@ something to say.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.counting import count
-from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.ledger import buckets, json_rows
 from batch_system.batch.ledger.run_rows import NEWEST_FIRST, run_rows
-from batch_system.batch.ledger.schedules import OpenSchedule
+from batch_system.batch.ledger.schedules import ScheduleInUse
 from batch_system.batch.ledger.states import Origin
 from batch_system.batch.ledger.tables import (
     BY_HAND_SQL,
@@ -29,7 +29,6 @@ from batch_system.batch.ledger.tables import (
 from batch_system.batch.night import tally
 from batch_system.batch.night.tally import Window
 from batch_system.concurrency.offload import offload
-from batch_system.operations.asking.results import Result
 from batch_system.operations.night.results import Night
 
 MOST_LANES = 12
@@ -38,6 +37,9 @@ MOST_SLOTS = 60
 worst outcome in them.
 """
 MOST_PLANNED = 60
+
+Planned = tuple[ScheduleInUse, list[datetime]]
+"""A schedule, and its slots to come."""
 
 _NAMES = (
     "id",
@@ -59,7 +61,7 @@ _OUTCOMES = {
 """How an attempt that was not the last one of its run is drawn, by its outcome."""
 
 
-class LaneRun(Result):
+class LaneRun(NamedTuple):
     """A run in a lane, or one of its earlier attempts, which has no slot here. `begin`: None: it
     has not begun. `end`:
     None while it goes on.
@@ -85,7 +87,8 @@ class LaneRun(Result):
         )
 
 
-class LaneRange(Result):
+@dataclass(frozen=True)
+class LaneRange:
     """Slots that did not run, from the first to the last one. `cause`: down, paused, gone or
     other.
     """
@@ -96,14 +99,15 @@ class LaneRange(Result):
     count: int
 
 
-class Cell(Result):
+class Cell(NamedTuple):
     """The slots of ten minutes, by class."""
 
     at: datetime
     counts: dict[str, int]
 
 
-class Lane(Result):
+@dataclass(frozen=True)
+class Lane:
     """A task in the window. Either `runs` and `missed`, or `cells` if there are too many slots to
     draw each.
 
@@ -120,7 +124,8 @@ class Lane(Result):
     is_paused: bool = False
 
 
-class Lanes(Result):
+@dataclass(frozen=True)
+class Lanes:
     """`rest`: all other tasks together, of which there are `others`; None if there are none."""
 
     lanes: list[Lane]
@@ -132,7 +137,7 @@ async def lanes_of(
     connection: AsyncConnection,
     found: Night,
     window: Window,
-    opened: Mapping[str, OpenSchedule],
+    used: Sequence[ScheduleInUse],
     until: datetime,
     ahead: timedelta | None,
 ) -> Lanes:
@@ -146,15 +151,19 @@ async def lanes_of(
     for (bucket, task), counts in window.untallied.items():
         if task in by_task:
             by_task[task][bucket] = dict(counts)
-    planned = await offload(_planned, opened, until, ahead) if ahead is not None else {}
+    planned = await offload(_planned, used, until, ahead) if ahead is not None else []
+    slots = {name: its for each, its in planned for name in each.tasks & set(names)}
+    paused = {name for each in used for name in each.paused & set(names)}
     lanes = [
         await _lane(
-            connection, name, by_task[name], planned.get(name, []), opened.get(name), begin, until
+            connection, name, by_task[name], slots.get(name, []), name in paused, begin, until
         )
         for name in names
     ]
-    others = sorted((set(opened) | {task for _, task in window.untallied}) - set(names))
-    return Lanes(lanes=lanes, rest=_rest(window, by_task, others, planned), others=len(others))
+    others = {task for _, task in window.untallied}.union(*(each.tasks for each in used))
+    others -= set(names)
+    rest = _rest(window, by_task, others, planned) if others else None
+    return Lanes(lanes=lanes, rest=rest, others=len(others))
 
 
 def _names(found: Night) -> list[str]:
@@ -169,21 +178,13 @@ def _names(found: Night) -> list[str]:
     return list(dict.fromkeys(name for name in blocks if name))
 
 
-def _planned(
-    opened: Mapping[str, OpenSchedule], until: datetime, ahead: timedelta | None
-) -> dict[str, list[datetime]]:
-    end = until + (ahead or timedelta())
-    planned = {}
-    slots: dict[Schedule, list[datetime]] = {}  # many tasks have the same schedule
-    for name, row in opened.items():
-        if not row.is_usable:
-            continue
-        if row.schedule not in slots:
-            is_drawn = count(row.schedule, until, end) <= MOST_PLANNED
-            slots[row.schedule] = list(row.schedule.between(until, end)) if is_drawn else []
-        if slots[row.schedule]:
-            planned[name] = slots[row.schedule]
-    return planned
+def _planned(used: Sequence[ScheduleInUse], until: datetime, ahead: timedelta) -> Sequence[Planned]:
+    """The slots of the schedules that do not have too many to draw each."""
+    return [
+        (each, list(each.schedule.between(until, until + ahead)))
+        for each in used
+        if count(each.schedule, until, until + ahead) <= MOST_PLANNED
+    ]
 
 
 async def _lane(
@@ -191,16 +192,15 @@ async def _lane(
     name: str,
     by_bucket: Mapping[datetime, Mapping[str, int]],
     planned: list[datetime],
-    opened: OpenSchedule | None,
+    is_paused: bool,
     begin: datetime,
     until: datetime,
 ) -> Lane:
     counts = tally.summed(by_bucket.values())
-    is_paused = opened is not None and opened.paused_by is not None
     lane = Lane(task=name, counts=counts, planned=planned, is_paused=is_paused)
     if sum(counts.values()) > MOST_SLOTS:
-        cells = [Cell(at=bucket, counts=dict(each)) for bucket, each in sorted(by_bucket.items())]
-        return lane.model_copy(update={"cells": cells})
+        cells = [Cell(bucket, dict(each)) for bucket, each in sorted(by_bucket.items())]
+        return replace(lane, cells=cells)
     rows = [
         *await _of_slots(connection, name, begin, until),
         *await _beside(connection, name, begin, until),
@@ -210,9 +210,7 @@ async def _lane(
         for row in rows
     ]
     found = [*await _earlier(connection, rows), *last]
-    return lane.model_copy(
-        update={"runs": found, "missed": await _missed(connection, name, begin, until)}
-    )
+    return replace(lane, runs=found, missed=await _missed(connection, name, begin, until))
 
 
 async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[LaneRun]:
@@ -274,14 +272,12 @@ async def _missed(
 def _rest(
     window: Window,
     by_task: Mapping[str, Mapping[datetime, Mapping[str, int]]],
-    others: Sequence[str],
-    planned: Mapping[str, Sequence[datetime]],
-) -> Lane | None:
+    others: Set[str],
+    planned: Sequence[Planned],
+) -> Lane:
     """All tasks without a lane of their own. Their slots are those of the window less those of
     `by_task`.
     """
-    if not others:
-        return None
     cells = []
     for bucket, counts in sorted(window.by_bucket.items()):
         left = Counter(counts)
@@ -289,7 +285,7 @@ def _rest(
             left.subtract(buckets_of_task.get(bucket, {}))
         if +left:
             cells.append(Cell(at=bucket, counts=dict(+left)))
-    coming = sorted({slot for name in others for slot in planned.get(name, ())})
+    coming = sorted({slot for each, its in planned if each.tasks & others for slot in its})
     return Lane(
         task="",
         counts=tally.summed(cell.counts for cell in cells),

@@ -9,13 +9,17 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Row, alias, case, exists, func, select, text
+from sqlalchemy import Row, case, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.counting import count
 from batch_system.batch.cron.zones import zone_of
 from batch_system.batch.incidents.overdue import BACKUP_TASK
-from batch_system.batch.incidents.watched import WatchedTask, watched_tasks
+from batch_system.batch.incidents.watched import (
+    WatchedTask,
+    tasks_with_a_deadline,
+    watched_tasks,
+)
 from batch_system.batch.ledger import database_time, json_rows, schedules
 from batch_system.batch.ledger.buckets import LENGTH, bucket_of
 from batch_system.batch.ledger.people import audit, previews
@@ -98,6 +102,7 @@ CHANGES = (
     "bulk.backfill",
 )
 """The events of the audit that are changes."""
+_by_hand = runs.alias("by_hand")
 
 
 async def night(
@@ -127,8 +132,9 @@ async def forecasts(context: Context, zone: str | None = None) -> Forecasts:
     async with snapshot(context) as connection:
         now = await database_time.now_of(connection)
         since, _ = window_of(None, None, now, local)
-        watched, hidden = await watched_tasks(connection), await hidden_tasks(connection, context)
-        return await forecast.read(connection, context, watched, hidden, since, now, local)
+        promising = await tasks_with_a_deadline(connection)
+        hidden = await hidden_tasks(connection, context)
+        return await forecast.read(connection, context, promising, hidden, since, now, local)
 
 
 @asynccontextmanager
@@ -179,7 +185,8 @@ async def read(
     quarantined = await attention.quarantined_items(context)
     unread, end = ["quarantine"] if quarantined is None else [], until or now
     hidden = await hidden_tasks(connection, context)
-    watched = await watched_tasks(connection)
+    in_need = await attention.in_need(connection, quarantined or Counter())
+    watched = await watched_tasks(connection, {*in_need.tasks, BACKUP_TASK})
     window = await tally.of_window(connection, since, end, now)
     nodes, living, last_beat = await _nodes(connection, context, now)
     backup = await newest_backup(connection, watched, context.settings, now)
@@ -187,16 +194,17 @@ async def read(
     needed = [
         *(await alarms.of_nodes(connection, context, nodes) if until is None else []),
         *alarms.of_slots(window, living, last_beat, backup, is_over=until is not None),
-        *await _needs(connection, watched, hidden, quarantined or Counter(), now),
+        *await _needs(connection, in_need, watched, hidden, now),
     ]
-    is_late = [] if until is not None else await late.late_runs(connection, watched, living, now)
+    is_late = [] if until is not None else await late.late_runs(connection, living, now)
     not_run = await did_not_run.by_cause(connection, window.not_run, since, end, hidden)
     dealt_with = await attention.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
     changes = await _changes(connection, since, end, hidden, zone)
     unchosen = sum(each.slots for each in not_run if each.is_unchosen)
+    promising = {} if until is not None else await tasks_with_a_deadline(connection)
     promised = None
-    if until is None and any(task.deadline is not None for task in watched.values()):
-        promised = await forecast.read(connection, context, watched, hidden, since, now, zone)
+    if promising:
+        promised = await forecast.read(connection, context, promising, hidden, since, now, zone)
     level = sentence.level_of(needed, is_late, not_run, unread, promised)
     found = Night(
         as_of=now,
@@ -235,11 +243,6 @@ async def _nodes(
     return nodes, living, await last_seen(connection, living)
 
 
-def _is_counted_by_items(need: Need, quarantined: Counter[str]) -> bool:
-    """Whether the row of the items in quarantine already says the same."""
-    return need.kind == "quarantine" and need.task in quarantined
-
-
 def _with_incident(items: Need, incident: Need | None) -> Need:
     """The row of items in quarantine, with the incident and the run that have set them aside."""
     names = ("incident", "newest_run", "failing_since", "last_failed", "first_seen")
@@ -252,24 +255,28 @@ def _with_incident(items: Need, incident: Need | None) -> Need:
 
 async def _needs(
     connection: AsyncConnection,
-    watched: dict[str, WatchedTask],
+    in_need: attention.InNeed,
+    watched: Mapping[str, WatchedTask],
     hidden: frozenset[str],
-    quarantined: Counter[str],
     now: datetime,
 ) -> list[Need]:
+    """All that needs a person. The row of a task's items in quarantine stands for an incident that
+    says the same.
+    """
     found = [
-        *await attention.of_runs(connection, watched, hidden),
-        *await attention.others(connection, watched),
+        *await attention.of_runs(connection, in_need, watched, hidden),
+        *attention.others(in_need, watched),
     ]
-    own = {need.task: need for need in found if _is_counted_by_items(need, quarantined)}
-    opened = [
-        *(need for need in found if not _is_counted_by_items(need, quarantined)),
+    said = [n for n in found if n.kind == "quarantine" and n.task in in_need.quarantined]
+    own = {need.task: need for need in said}
+    needs = [
+        *(need for need in found if need not in said),
         *(
             _with_incident(need, own.get(need.task))
-            for need in attention.of_quarantine(quarantined, watched)
+            for need in attention.of_quarantine(in_need.quarantined, watched)
         ),
     ]
-    return await _with_progress(connection, opened, now)
+    return await _with_progress(connection, needs, now)
 
 
 def _lists(**lists: Sequence[Any]) -> dict[str, Any]:
@@ -348,7 +355,7 @@ async def _next(connection: AsyncConnection, now: datetime) -> NextSlots:
     """How many slots are due within the next two hours."""
     used = await schedules.in_use(connection)
     number = await offload(
-        lambda: sum(tasks * count(each, now, now + AHEAD) for each, tasks in used.items())
+        lambda: sum(len(each.firing) * count(each.schedule, now, now + AHEAD) for each in used)
     )
     return NextSlots(until=now + AHEAD, slots=number)
 
@@ -361,9 +368,8 @@ async def failed_slots(
     """
     if not slots.failed:
         return FailedSlots(open=0, acknowledged=0, made_good_since=0, made_good_by_hand=0)
-    by_hand = alias(runs)
-    is_of_slot = (by_hand.c.slot == runs.c.slot, by_hand.c.origin == "manual")
-    is_good_by_hand = exists().where(by_hand.c.id == runs.c.made_good_by, *is_of_slot)
+    is_of_slot = (_by_hand.c.slot == runs.c.slot, _by_hand.c.origin == "manual")
+    is_good_by_hand = exists().where(_by_hand.c.id == runs.c.made_good_by, *is_of_slot)
     conditions = (text(OPEN_FAILURE_SQL), runs.c.acknowledged.is_not(None), is_good_by_hand)
     # A run is made after its slot, so few runs are read by their state and this instant. A
     # condition on the slot alone would make SQLite read all slots of the window instead.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -15,7 +16,6 @@ from batch_system.batch.ledger.buckets import LENGTH
 from batch_system.batch.night import tally
 from batch_system.concurrency.offload import offload
 from batch_system.operations.asking.context import Context
-from batch_system.operations.asking.results import Result
 from batch_system.operations.night import night
 from batch_system.operations.night.ahead import Coming, coming, planned_slots
 from batch_system.operations.night.attention import DETAILED
@@ -42,7 +42,8 @@ WORST_FIRST = (
 )
 
 
-class Column(Result):
+@dataclass(frozen=True)
+class Column:
     """The slots of some minutes by class, from `at` on. `planned`: they are still to come."""
 
     at: datetime
@@ -50,7 +51,8 @@ class Column(Result):
     planned: int = 0
 
 
-class PastNight(Result):
+@dataclass(frozen=True)
+class PastNight:
     """One of the last nights, from 18:00 to 08:00. `worst`: the worst that happened to a slot;
     None: none was due.
     """
@@ -60,7 +62,8 @@ class PastNight(Result):
     worst: str | None
 
 
-class NightPage(Result):
+@dataclass(frozen=True)
+class NightPage:
     """The night, and what its page draws. `column`: how many seconds a column of the chart
     holds.
     """
@@ -83,8 +86,8 @@ async def night_page(
         now = await database_time.now_of(connection)
         begin, end = night.window_of(since, until, now, local)
         found, window = await night.read(connection, context, begin, end, now, local)
-        opened = await schedules.open_schedules(connection)
-        planned = {} if end is not None else await offload(planned_slots, opened, now)
+        used = await schedules.in_use(connection)
+        planned = {} if end is not None else await offload(planned_slots, used, now)
         length = _length(begin, (end or now + AHEAD))
         return NightPage(
             night=found,
@@ -92,9 +95,9 @@ async def night_page(
             columns=_columns(window.by_bucket, planned, begin, end or now + AHEAD, length),
             nights=await _nights(connection, now, local),
             lanes=await lanes_of(
-                connection, found, window, opened, end or now, None if end is not None else AHEAD
+                connection, found, window, used, end or now, None if end is not None else AHEAD
             ),
-            coming=[] if end is not None else await offload(coming, opened, found),
+            coming=[] if end is not None else await offload(coming, used, found),
             sparks=await sparks_of(
                 connection, (need.task for need in found.needs[:DETAILED] if need.task)
             ),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import parts
 from batch_system.batch.ledger.run_rows import newest_of_each
-from batch_system.operations.asking.results import Result
 
 LAST = 60
 _NAMES = (
@@ -23,7 +23,7 @@ _NAMES = (
 )
 
 
-class Spark(Result):
+class Spark(NamedTuple):
     """A run. `seconds`: of its last attempt, or from its split to its end; None if it has not begun
     or goes on.
     """
@@ -42,6 +42,5 @@ async def sparks_of(
     found: dict[str, list[Spark]] = {task: [] for task in dict.fromkeys(tasks)}
     rows = await newest_of_each(connection, list(found), _NAMES, last)
     for row in sorted(rows, key=lambda row: (row.created_at, row.id)):
-        spark = Spark(run=row.id, state=row.state, seconds=parts.seconds_taken(row))
-        found[row.task].append(spark)
+        found[row.task].append(Spark(row.id, row.state, parts.seconds_taken(row)))
     return found

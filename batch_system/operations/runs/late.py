@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents.durations import Durations, UsualDurations
 from batch_system.batch.incidents.forecast import ends_by_progress
-from batch_system.batch.incidents.watched import WatchedTask
+from batch_system.batch.incidents.watched import WatchedTask, watched_tasks
 from batch_system.batch.ledger import database_time, pools, queue_rows
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
@@ -90,13 +90,14 @@ class Present:
 
 async def late_runs(
     connection: AsyncConnection,
-    watched: Mapping[str, WatchedTask],
     living: Sequence[Node],
     now: datetime,
 ) -> list[LateRun]:
     """What is late or slow at `now`, the oldest first."""
     present = await _present(connection, living, now)
-    timeouts = await _timeouts(connection, list(present.running))
+    names = list(present.running)
+    timeouts = await _timeouts(connection, names) if names else {}
+    watched = await watched_tasks(connection, names) if names else {}
     late = [
         slow
         for its in present.running.values()

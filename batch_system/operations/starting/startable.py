@@ -89,11 +89,7 @@ async def unknown_task(
     """
     names = set(context.loaded().tasks)
     if connection is not None:
-        names |= {
-            row["name"]
-            for row in await task_rows.all_tasks(connection)
-            if row["removed_at"] is None
-        }
+        names |= set(await task_rows.listed(connection))
     return UnknownTask.named(name, names)
 
 

@@ -75,8 +75,7 @@ async def known_elsewhere(databases: Databases, loaded: Loaded) -> set[str]:
         return set()
     with suppress(DatabaseError):
         async with databases.reading() as connection:
-            rows = await task_rows.all_tasks(connection) if connection is not None else []
-        return {row["name"] for row in rows if row["removed_at"] is None}
+            return set(await task_rows.listed(connection)) if connection is not None else set()
     return set()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,6 +26,8 @@ from batch_system.operations.tasks.results import TaskSummary
 from batch_system.settings.pools import DEFAULT_POOL
 
 Row = Mapping[str, Any]
+Said = tuple[str, datetime | None]
+"""The words of a schedule, and its next slot."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,21 @@ class Known:
     records: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    async def read(cls, connection: AsyncConnection | None) -> Known:
-        """Read all of it; nothing is known if there is no ledger yet."""
+    async def read(
+        cls, connection: AsyncConnection | None, names: Collection[str] | None = None
+    ) -> Known:
+        """Read what is known about these tasks; None: about all. Nothing is known if there is no
+        ledger yet.
+        """
         if connection is None:
             return cls()
         return cls(
-            {row["name"]: row for row in await task_rows.all_tasks(connection)},
-            await schedules.open_schedules(connection),
-            await task_sync.served_from(connection),
-            {row.name: record_of(row) for row in await gauges.task_rows(connection)},
+            {row["name"]: row for row in await task_rows.rows_of(connection, names)},
+            await schedules.open_schedules(connection)
+            if names is None
+            else await schedules.still_open(connection, names),
+            await task_sync.served_from(connection, names),
+            {row.name: record_of(row) for row in await gauges.task_rows(connection, names)},
         )
 
 
@@ -57,20 +66,29 @@ def summaries(
     """The summaries of the listed tasks by name. It computes with schedules: call it in a
     thread.
     """
-    return [_summary(name, row, loaded.get(name), known) for name, row in sorted(listed.items())]
+    said: dict[Schedule, Said] = {}  # many tasks have the same schedule
+    return [
+        _summary(name, row, loaded.get(name), known, said) for name, row in sorted(listed.items())
+    ]
 
 
-def _summary(name: str, row: Row, task: Task | None, known: Known) -> TaskSummary:
+def _summary(
+    name: str, row: Row, task: Task | None, known: Known, said: dict[Schedule, Said]
+) -> TaskSummary:
+    """`said`: of the schedules of other tasks; this adds its own."""
     span = known.schedules.get(name)
     current = _usable(span) if span is not None else task.schedule if task is not None else None
     paused = row.get("paused_at") is not None
+    if current is not None and current not in said:
+        said[current] = current.words, current.next(clock.now())
+    words, following = said[current] if current is not None else (None, None)
     return TaskSummary(
         name=name,
         description=task.description if task else row["description"],
         schedule=current.cron if current else None,
         timezone=current.timezone if current else None,
-        words=current.words if current else None,
-        next_run_time=current.next(clock.now()) if current and not paused else None,
+        words=words,
+        next_run_time=following if not paused else None,
         paused=paused,
         source=task.source if task else row["source"],
         served_from=known.sources.get(name),

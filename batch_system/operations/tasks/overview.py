@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select, text
@@ -11,15 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.counting import count
 from batch_system.batch.ledger import database_time, gauges, schedules
+from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.buckets import bucket_of
-from batch_system.batch.ledger.schedules import OpenSchedule
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import HELD_SQL, runs
+from batch_system.batch.ledger.tasks import ListedTask
 from batch_system.batch.night import tally
 from batch_system.concurrency.offload import offload
 from batch_system.errors import NoLedger
-from batch_system.operations.asking.context import Context
-from batch_system.operations.asking.results import Result
+from batch_system.operations.asking.context import Context, Loaded
 from batch_system.operations.night import attention
 from batch_system.operations.night.sparks import Spark, sparks_of
 from batch_system.operations.tasks.listing import Known, summaries
@@ -31,7 +32,8 @@ SPARKS = 30
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
-class Numbers(Result):
+@dataclass(frozen=True)
+class Numbers:
     """The numbers above the list. `due`: slots of the next hour. `oldest`: since when the longest
     waiting run waits.
 
@@ -46,7 +48,8 @@ class Numbers(Result):
     slots: dict[str, int]
 
 
-class TaskRow(Result):
+@dataclass(frozen=True)
+class TaskRow:
     """A task in the list. `sparks`: its last runs, the oldest first. `needs_attention`: Night lists
     it too.
     """
@@ -56,7 +59,8 @@ class TaskRow(Result):
     needs_attention: bool
 
 
-class Overview(Result):
+@dataclass(frozen=True)
+class Overview:
     """`total`: how many tasks there are that the filter wants; the page has at most 50 of them from
     `first` on.
 
@@ -93,31 +97,33 @@ async def overview(
 
     Raises NoLedger.
     """
-    loaded, quarantined = context.loaded(), await attention.quarantined_items(context) or ()
+    loaded, quarantined = context.loaded(), await attention.quarantined_items(context) or Counter()
     async with context.databases.reading() as connection:
         if connection is None:
             raise NoLedger("there is no ledger yet: no service has ever run")
         now = await database_time.now_of(connection)
-        known = await Known.read(connection)
-        opened = await schedules.open_schedules(connection)
+        listed = await _listed(connection, loaded)
         running = await _running(connection)
-        in_need = await attention.names_of_tasks(connection, quarantined)
-        share = {"running": running, "attention": in_need}
-        listed: dict[str, Mapping[str, object]] = {
-            **{name: {} for name in loaded.tasks},
-            **{name: row for name, row in known.rows.items() if row["removed_at"] is None},
+        in_need = (await attention.in_need(connection, quarantined)).tasks
+        share = {
+            "running": running,
+            "attention": in_need,
+            "paused": {name for name, task in listed.items() if task.is_paused},
         }
-        found = await offload(summaries, listed, loaded.tasks, known)
-        chosen = [task for task in found if _is_wanted(task, wanted, text_of_name, share)]
-        shown = chosen[first : first + PAGE]
-        sparks = await sparks_of(connection, (task.name for task in shown if task.name), SPARKS)
+        chosen = _chosen(listed, wanted, text_of_name, share)
+        names = chosen[first : first + PAGE]
+        known = await Known.read(connection, names)
+        shown = await offload(
+            summaries, {name: known.rows.get(name, {}) for name in names}, loaded.tasks, known
+        )
+        sparks = await sparks_of(connection, names, SPARKS)
         # As Night of 24 hours.
         window = await tally.of_window(connection, bucket_of(now - DAY), now, now)
         due = [(task.name, task.p50) for task in _as_due(shown, running) if task.name]
         lanes = dict(due[:most_lanes])
         return Overview(
             now=now,
-            numbers=await _numbers(connection, opened, window.counts, now),
+            numbers=await _numbers(connection, window.counts, now),
             rows=[_row(task, sparks, in_need) for task in shown],
             broken=[
                 TaskSummary(source=each.source, name=each.task, error=each.error)
@@ -125,13 +131,13 @@ async def overview(
             ],
             total=len(chosen),
             first=first,
-            timeline=await timeline(connection, lanes, opened, window, now, hours)
+            timeline=await timeline(connection, lanes, known.schedules, window, now, hours)
             if hours
             else None,
             folded=len(due) - len(lanes),
             by_tag=_by_tag(shown),
             shares={
-                each: sum(_is_wanted(task, each, text_of_name, share) for task in found)
+                each: len(_chosen(listed, each, text_of_name, share))
                 for each in ("all", "running", "attention", "paused")
             },
         )
@@ -151,9 +157,7 @@ async def numbers(context: Context) -> Numbers:
             raise NoLedger("there is no ledger yet: no service has ever run")
         now = await database_time.now_of(connection)
         window = await tally.of_window(connection, now - DAY, now, now)
-        return await _numbers(
-            connection, await schedules.open_schedules(connection), window.counts, now
-        )
+        return await _numbers(connection, window.counts, now)
 
 
 def _as_due(shown: Sequence[TaskSummary], running: Collection[str]) -> list[TaskSummary]:
@@ -175,15 +179,29 @@ def _by_tag(shown: Sequence[TaskSummary]) -> dict[str, list[str]]:
     return tags
 
 
-def _is_wanted(
-    task: TaskSummary, wanted: str, part: str, share: Mapping[str, Collection[str]]
-) -> bool:
-    """`share`: the names of the tasks that some filters show."""
-    if part and part.lower() not in (task.name or "").lower() and part.lower() not in task.tags:
-        return False
-    if wanted == "paused":
-        return task.paused
-    return wanted not in share or task.name in share[wanted]
+async def _listed(connection: AsyncConnection, loaded: Loaded) -> dict[str, ListedTask]:
+    """The tasks of the ledger and those that this process has loaded, by name. The loaded ones say
+    themselves which tags they have.
+    """
+    listed = await task_rows.listed(connection)
+    for name, task in loaded.tasks.items():
+        listed[name] = ListedTask(task.tags, name in listed and listed[name].is_paused)
+    return dict(sorted(listed.items()))
+
+
+def _chosen(
+    listed: Mapping[str, ListedTask], wanted: str, part: str, share: Mapping[str, Collection[str]]
+) -> list[str]:
+    """The names of the tasks that a filter shows, in their order. `share`: the names of the tasks
+    that some filters show.
+    """
+    of_filter = [name for name in listed if wanted not in share or name in share[wanted]]
+    wanted_part = part.lower()
+    return [
+        name
+        for name in of_filter
+        if not part or wanted_part in name.lower() or wanted_part in listed[name].tags
+    ]
 
 
 async def _running(connection: AsyncConnection) -> set[str]:
@@ -196,17 +214,13 @@ async def _running(connection: AsyncConnection) -> set[str]:
 
 
 async def _numbers(
-    connection: AsyncConnection,
-    opened: Mapping[str, OpenSchedule],
-    counts: Mapping[str, int],
-    now: datetime,
+    connection: AsyncConnection, counts: Mapping[str, int], now: datetime
 ) -> Numbers:
+    used = [each for each in await schedules.in_use(connection) if each.firing]
+
     def ahead() -> tuple[int, datetime | None]:
-        used = Counter(
-            row.schedule for row in opened.values() if row.is_usable and row.paused_by is None
-        )
-        due = sum(tasks * count(schedule, now, now + HOUR) for schedule, tasks in used.items())
-        following = [at for schedule in used if (at := schedule.next(now)) is not None]
+        due = sum(len(each.firing) * count(each.schedule, now, now + HOUR) for each in used)
+        following = [at for each in used if (at := each.schedule.next(now)) is not None]
         return due, min(following, default=None)
 
     due, next_at = await offload(ahead)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.counting import count
+from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.ledger import buckets, json_rows
 from batch_system.batch.ledger.run_rows import newest_by_hand_of_each, run_rows
 from batch_system.batch.ledger.schedules import OpenSchedule
@@ -21,7 +23,6 @@ from batch_system.batch.ledger.tables import HELD_SQL, OF_SLOT_SQL, attempts, mi
 from batch_system.batch.night import tally
 from batch_system.batch.night.tally import Window
 from batch_system.concurrency.offload import offload
-from batch_system.operations.asking.results import Result
 from batch_system.operations.night.lanes import MOST_SLOTS, Cell, Lane, LaneRange, LaneRun
 
 HOURS = (1, 3, 6, 12, 24)
@@ -48,7 +49,8 @@ _NAMES = (
 _SECOND = timedelta(seconds=1)
 
 
-class AttemptSpan(Result):
+@dataclass(frozen=True)
+class AttemptSpan:
     """An attempt that has ended. `outcome`: a word, such as failed."""
 
     begin: datetime
@@ -56,7 +58,8 @@ class AttemptSpan(Result):
     outcome: str
 
 
-class TaskLane(Result):
+@dataclass(frozen=True)
+class TaskLane:
     """The lane of a task. `ahead`: how many slots are to come; they are in the lane unless there
     are too many.
 
@@ -70,7 +73,8 @@ class TaskLane(Result):
     attempts: dict[str, list[AttemptSpan]]
 
 
-class Timeline(Result):
+@dataclass(frozen=True)
+class Timeline:
     """`hours` before and after `now`. `lanes`: the tasks with something in it, those that run
     first, then the next due.
 
@@ -239,10 +243,14 @@ def _planned(
 ) -> tuple[dict[str, int], dict[str, list[datetime]]]:
     """How many slots are to come, and the slots themselves if there are not too many, by task."""
     ahead, listed = {}, {}
+    found: dict[Schedule, tuple[int, list[datetime]]] = {}  # many tasks have the same schedule
     for name, row in opened.items():
-        if row.is_usable:
-            listed[name] = _slots(row, now, end, MOST_LISTED)
-            ahead[name] = len(listed[name]) or count(row.schedule, now, end)
+        if not row.is_usable:
+            continue
+        if row.schedule not in found:
+            slots = _slots(row, now, end, MOST_LISTED)
+            found[row.schedule] = len(slots) or count(row.schedule, now, end), slots
+        ahead[name], listed[name] = found[row.schedule]
     return ahead, listed
 
 
