@@ -4,9 +4,9 @@ something to say.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -15,12 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.counting import count
 from batch_system.batch.ledger import buckets, json_rows
-from batch_system.batch.ledger.run_rows import NEWEST_FIRST, run_rows
+from batch_system.batch.ledger.run_rows import newest_by_hand_of_each, run_rows
 from batch_system.batch.ledger.schedules import ScheduleInUse
 from batch_system.batch.ledger.states import Origin
 from batch_system.batch.ledger.tables import (
-    BY_HAND_SQL,
-    NO_PART_SQL,
     OF_SLOT_SQL,
     attempts,
     missed,
@@ -43,6 +41,7 @@ Planned = tuple[ScheduleInUse, list[datetime]]
 
 _NAMES = (
     "id",
+    "task",
     "slot",
     "origin",
     "state",
@@ -154,9 +153,19 @@ async def lanes_of(
     planned = await offload(_planned, used, until, ahead) if ahead is not None else []
     slots = {name: its for each, its in planned for name in each.tasks & set(names)}
     paused = {name for each in used for name in each.paused & set(names)}
+    sums = {name: tally.summed(by_task[name].values()) for name in names}
+    sparse = [name for name in names if sum(sums[name].values()) <= MOST_SLOTS]
+    its_runs = await _runs(connection, sparse, begin, until)
+    ranges = await _missed(connection, sparse, begin, until)
     lanes = [
-        await _lane(
-            connection, name, by_task[name], slots.get(name, []), name in paused, begin, until
+        Lane(
+            task=name,
+            counts=sums[name],
+            runs=its_runs.get(name, ()),
+            missed=ranges.get(name, ()),
+            cells=() if name in sparse else [Cell(*each) for each in sorted(by_task[name].items())],
+            planned=slots.get(name, ()),
+            is_paused=name in paused,
         )
         for name in names
     ]
@@ -187,86 +196,63 @@ def _planned(used: Sequence[ScheduleInUse], until: datetime, ahead: timedelta) -
     ]
 
 
-async def _lane(
-    connection: AsyncConnection,
-    name: str,
-    by_bucket: Mapping[datetime, Mapping[str, int]],
-    planned: list[datetime],
-    is_paused: bool,
-    begin: datetime,
-    until: datetime,
-) -> Lane:
-    counts = tally.summed(by_bucket.values())
-    lane = Lane(task=name, counts=counts, planned=planned, is_paused=is_paused)
-    if sum(counts.values()) > MOST_SLOTS:
-        cells = [Cell(bucket, dict(each)) for bucket, each in sorted(by_bucket.items())]
-        return replace(lane, cells=cells)
-    rows = [
-        *await _of_slots(connection, name, begin, until),
-        *await _beside(connection, name, begin, until),
-    ]
-    last = [
-        LaneRun.of_row(row, row.attempt_started_at if row.attempt > 1 else row.started_at)
-        for row in rows
-    ]
-    found = [*await _earlier(connection, rows), *last]
-    return replace(lane, runs=found, missed=await _missed(connection, name, begin, until))
-
-
-async def _earlier(connection: AsyncConnection, rows: Sequence[Row[Any]]) -> list[LaneRun]:
-    """The attempts before the last one of each run: a run that failed and was retried shows
-    both.
+async def _runs(
+    connection: AsyncConnection, names: Sequence[str], begin: datetime, until: datetime
+) -> dict[str, list[LaneRun]]:
+    """The runs of the slots, and the newest ones by hand or started by code, by task. An earlier
+    attempt of a run comes before all of them, so that its last one is drawn over it.
     """
+    if not names:
+        return {}
+    theirs = json_rows.is_among(runs.c.task, names, connection.dialect.name)
+    within = (runs.c.slot >= begin, runs.c.slot < until)
+    of_slots = run_rows(_NAMES, theirs, *within, OF_SLOT_SQL).order_by(runs.c.slot)
+    by_hand = await newest_by_hand_of_each(connection, names, _NAMES, MOST_SLOTS, begin, until)
+    rows = [
+        *await connection.execute(of_slots.limit(len(names) * MOST_SLOTS)),
+        *sorted(by_hand, key=lambda row: (row.created_at, row.id), reverse=True),
+    ]
+    found = await _earlier(connection, rows)
+    for row in rows:
+        began = row.attempt_started_at if row.attempt > 1 else row.started_at
+        found[row.task].append(LaneRun.of_row(row, began))
+    return found
+
+
+async def _earlier(
+    connection: AsyncConnection, rows: Sequence[Row[Any]]
+) -> dict[str, list[LaneRun]]:
+    """The attempts before the last one of each run, by task: a run that failed and was retried
+    shows both.
+    """
+    found: dict[str, list[LaneRun]] = defaultdict(list)
     again = {row.id: row for row in rows if row.attempt > 1}
     if not again:
-        return []
+        return found
     columns = (attempts.c.run, attempts.c.outcome, attempts.c.started_at, attempts.c.ended_at)
     query = select(*columns).where(
         json_rows.is_among(attempts.c.run, sorted(again), connection.dialect.name)
     )
-    return [
-        LaneRun(id=run, slot=None, state=_OUTCOMES[outcome], created_at=begin, begin=begin, end=end)
-        for run, outcome, begin, end in await connection.execute(
-            query.order_by(attempts.c.started_at)
-        )
-        if outcome in _OUTCOMES
-        and end is not None
-        and (again[run].attempt_started_at or end) >= end
-    ]
-
-
-async def _of_slots(
-    connection: AsyncConnection, name: str, begin: datetime, until: datetime
-) -> Sequence[Row[Any]]:
-    within = (runs.c.slot >= begin, runs.c.slot < until)
-    query = run_rows(_NAMES, runs.c.task == name, *within, OF_SLOT_SQL)
-    return (await connection.execute(query.order_by(runs.c.slot).limit(MOST_SLOTS))).all()
-
-
-async def _beside(
-    connection: AsyncConnection, name: str, begin: datetime, until: datetime
-) -> Sequence[Row[Any]]:
-    """The newest runs by hand, or started by code."""
-    within = (runs.c.created_at >= begin, runs.c.created_at < until)
-    query = run_rows(_NAMES, runs.c.task == name, *within, BY_HAND_SQL, NO_PART_SQL)
-    return (await connection.execute(query.order_by(*NEWEST_FIRST).limit(MOST_SLOTS))).all()
+    for run, outcome, begin, end in await connection.execute(query.order_by(columns[2])):
+        last = again[run].attempt_started_at
+        if outcome in _OUTCOMES and end is not None and (last or end) >= end:
+            found[again[run].task].append(LaneRun(run, None, _OUTCOMES[outcome], begin, begin, end))
+    return found
 
 
 async def _missed(
-    connection: AsyncConnection, name: str, begin: datetime, until: datetime
-) -> list[LaneRange]:
-    query = select(missed).where(
-        missed.c.task == name, missed.c.last_slot >= begin, missed.c.first_slot < until
-    )
-    rows = (
-        await connection.execute(query.order_by(missed.c.last_slot).limit(MOST_SLOTS))
-    ).mappings()
-    return [
-        LaneRange(
-            first=row["first_slot"], last=row["last_slot"], cause=row["cause"], count=row["count"]
-        )
-        for row in rows
-    ]
+    connection: AsyncConnection, names: Sequence[str], begin: datetime, until: datetime
+) -> dict[str, list[LaneRange]]:
+    found: dict[str, list[LaneRange]] = defaultdict(list)
+    if not names:
+        return found
+    columns = [missed.c[name] for name in ("task", "first_slot", "last_slot", "cause", "count")]
+    theirs = json_rows.is_among(missed.c.task, names, connection.dialect.name)
+    within = (missed.c.last_slot >= begin, missed.c.first_slot < until)
+    query = select(*columns).where(theirs, *within).order_by(missed.c.last_slot)
+    for task, *each in await connection.execute(query.limit(len(names) * MOST_SLOTS)):
+        found[task].append(LaneRange(*each))
+    return found
 
 
 def _rest(
