@@ -159,7 +159,7 @@ async def read_tasks(connection: AsyncConnection, _: Key) -> None:
     await durations.UsualDurations(connection, now).of_task("split")
     await made_good.successes_since(connection, "split", now, 10)
     await made_good.successes_around(connection, [("split", "f", now, now)])
-    await lanes._beside(connection, "split", now - timedelta(hours=1), now)
+    await lanes._runs(connection, ["split"], now - timedelta(hours=1), now)
     failed = SlotCounts(
         **{
             **dict.fromkeys(SlotCounts.model_fields, 0),

@@ -8,9 +8,10 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from batch_system import clock, failures
@@ -108,17 +109,17 @@ async def waiting_by_task(database: Database, looked: int) -> dict[str, int]:
     """How many items of each task wait for a redrive, among the `looked` items that were set aside
     last.
     """
-    newest = (
-        select(quarantine.c.task, quarantine.c.redriven_by)
-        .order_by(quarantine.c.id.desc())
-        .limit(looked)
-    )
-    last = newest.subquery()
-    query = (
+    async with database.reader.connect() as connection:
+        return {row[0]: row[1] for row in await connection.execute(_waiting_by_task(looked))}
+
+
+@cache
+def _waiting_by_task(looked: int) -> Select[Any]:
+    columns = select(quarantine.c.task, quarantine.c.redriven_by)
+    last = columns.order_by(quarantine.c.id.desc()).limit(looked).subquery()
+    return (
         select(last.c.task, func.count()).where(last.c.redriven_by.is_(None)).group_by(last.c.task)
     )
-    async with database.reader.connect() as connection:
-        return {row[0]: row[1] for row in await connection.execute(query)}
 
 
 async def listed(

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import ColumnElement, Text, cast, select
+from sqlalchemy import ColumnElement, Select, Text, cast, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.zones import zone_of
@@ -142,39 +142,45 @@ async def watched_tasks(
     connection: AsyncConnection, names: Collection[str] | None = None
 ) -> WatchedTasks:
     """The tasks of the ledger with these names, by name; None: all tasks."""
-    if names is None:
-        return await _read(connection)
-    return await _read(
-        connection, json_rows.is_among(tasks.c.name, sorted(names), connection.dialect.name)
-    )
-
-
-async def tasks_with_a_deadline(connection: AsyncConnection) -> WatchedTasks:
-    """The tasks of the ledger that have declared a deadline, by name."""
-    return await _read(connection, tasks.c.monitoring["deadline"].as_string().is_not(None))
-
-
-async def _read(connection: AsyncConnection, *which: ColumnElement[bool]) -> WatchedTasks:
+    if names is not None:
+        theirs = json_rows.is_among(tasks.c.name, sorted(names), connection.dialect.name)
+        return await _few(connection, theirs)
     mutes = await open_windows(connection, MaintenanceKind.MUTE)
-    of_pause = ("paused_at", "paused_by", "paused_until", "maintenance")
-    instants = ("removed_at", "muted_until", "deadline_until", "first_seen_at")
-    columns = (tasks.c[name] for name in ("name", "pool", *of_pause, *instants))
-    encoded = (cast(tasks.c[name], Text).label(name) for name in ("monitoring", "tags"))
-    is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
-    query = select(*columns, *encoded, schedules.c.timezone).select_from(
-        tasks.join(schedules, is_open, isouter=True)
-    )
-    query = query.where(*which)
     async with whole_tables(connection):
         watched = WatchedTasks(
             [
                 (row.name, WatchedTask.of(row, mutes))
-                async for page in in_pages(connection, query)
+                async for page in in_pages(connection, _query())
                 for row in page
             ]
         )
     watched.mutes_of_all = tuple(each for each in mutes if each.is_about_all)
     return watched
+
+
+async def tasks_with_a_deadline(connection: AsyncConnection) -> WatchedTasks:
+    """The tasks of the ledger that have declared a deadline, by name."""
+    return await _few(connection, tasks.c.monitoring["deadline"].as_string().is_not(None))
+
+
+async def _few(connection: AsyncConnection, which: ColumnElement[bool]) -> WatchedTasks:
+    rows = (await connection.execute(_query().where(which))).all()
+    mutes = await open_windows(connection, MaintenanceKind.MUTE) if rows else ()
+    watched = WatchedTasks([(row.name, WatchedTask.of(row, mutes)) for row in rows])
+    watched.mutes_of_all = tuple(each for each in mutes if each.is_about_all)
+    return watched
+
+
+@cache
+def _query() -> Select[Any]:
+    of_pause = ("paused_at", "paused_by", "paused_until", "maintenance")
+    instants = ("removed_at", "muted_until", "deadline_until", "first_seen_at")
+    columns = (tasks.c[name] for name in ("name", "pool", *of_pause, *instants))
+    encoded = (cast(tasks.c[name], Text).label(name) for name in ("monitoring", "tags"))
+    is_open = (schedules.c.task == tasks.c.name) & schedules.c.valid_until.is_(None)
+    return select(*columns, *encoded, schedules.c.timezone).select_from(
+        tasks.join(schedules, is_open, isouter=True)
+    )
 
 
 @dataclass(frozen=True)

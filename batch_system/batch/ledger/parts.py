@@ -98,9 +98,7 @@ def began_at(run: Any) -> datetime | None:
 
     `run`: with its `gate`, `started_at` and `attempt_started_at`.
     """
-    began: datetime | None = (
-        run.started_at if run.gate in tuple(PartsGate) else run.attempt_started_at
-    )
+    began: datetime | None = run.started_at if run.gate in _GATES else run.attempt_started_at
     return began
 
 
@@ -117,7 +115,8 @@ def seconds_taken(run: Any) -> float | None:
     return seconds
 
 
-_GATES = ", ".join(repr(str(gate)) for gate in PartsGate)
+_GATES = frozenset(map(str, PartsGate))
+_GATES_SQL = ", ".join(repr(gate) for gate in sorted(_GATES))
 BAD = tuple(state for state in FINAL if state != RunState.SUCCEEDED)
 _IS_BAD = f"IN ({', '.join(repr(str(state)) for state in BAD)})"
 
@@ -126,7 +125,7 @@ def is_split(run: str = "batch_runs") -> str:
     """The condition that a run was split, so that it has, or had, parts. `run`: the alias of
     batch_runs.
     """
-    return f"coalesce({run}.gate, '') IN ({_GATES})"
+    return f"coalesce({run}.gate, '') IN ({_GATES_SQL})"
 
 
 def _of(run: str) -> str:

@@ -30,7 +30,7 @@ def run_rows(columns: Iterable[str], *where: ColumnElement[bool] | str) -> Selec
 async def newest_of_each(
     connection: AsyncConnection, tasks: Sequence[str], columns: tuple[str, ...], last: int
 ) -> Sequence[Row[Any]]:
-    """At most `last` runs of each of these tasks, in no order. There should be few tasks.
+    """At most `last` runs of each of these tasks, the oldest first. There should be few tasks.
     `columns`: of the runs.
     """
     return await _read(connection, tasks, columns, {"last": last})
@@ -72,17 +72,19 @@ def _statement(number: int, columns: tuple[str, ...], is_by_hand: bool) -> Textu
     than the query.
     """
     names = ", ".join(f'"{name}"' for name in columns)
+    inner = ", ".join(f'"{name}"' for name in dict.fromkeys((*columns, "created_at", "id")))
     made = (
         f" AND created_at >= :since AND created_at <= :until AND {BY_HAND_SQL}"
         if is_by_hand
         else ""
     )
     parts = (
-        f"SELECT * FROM (SELECT {names} FROM batch_runs WHERE task = :task_{each}{made} "
+        f"SELECT * FROM (SELECT {inner} FROM batch_runs WHERE task = :task_{each}{made} "
         f"AND {NO_PART_SQL} "
         f"ORDER BY created_at DESC, id DESC LIMIT :last) AS part_{each}"
         for each in range(number)
     )
     times = dict.fromkeys(("since", "until") if is_by_hand else (), runs.c.created_at)
-    statement = sql.statement(" UNION ALL ".join(parts), **times)
+    newest = f"SELECT {names} FROM ({' UNION ALL '.join(parts)}) AS newest ORDER BY created_at, id"
+    statement = sql.statement(newest, **times)
     return statement.columns(*(runs.c[name] for name in columns))

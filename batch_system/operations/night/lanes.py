@@ -210,7 +210,7 @@ async def _runs(
     by_hand = await newest_by_hand_of_each(connection, names, _NAMES, MOST_SLOTS, begin, until)
     rows = [
         *await connection.execute(of_slots.limit(len(names) * MOST_SLOTS)),
-        *sorted(by_hand, key=lambda row: (row.created_at, row.id), reverse=True),
+        *reversed(by_hand),
     ]
     found = await _earlier(connection, rows)
     for row in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,16 +12,16 @@ from batch_system.batch.ledger import parts
 from batch_system.batch.ledger.run_rows import newest_of_each
 
 LAST = 60
-_NAMES = (
-    "id",
-    "task",
-    "state",
-    "created_at",
-    "gate",
-    "started_at",
-    "attempt_started_at",
-    "finished_at",
-)
+
+
+class _Run(NamedTuple):
+    id: str
+    task: str
+    state: str
+    gate: str | None
+    started_at: datetime | None
+    attempt_started_at: datetime | None
+    finished_at: datetime | None
 
 
 class Spark(NamedTuple):
@@ -40,7 +41,7 @@ async def sparks_of(
     tasks.
     """
     found: dict[str, list[Spark]] = {task: [] for task in dict.fromkeys(tasks)}
-    rows = await newest_of_each(connection, list(found), _NAMES, last)
-    for row in sorted(rows, key=lambda row: (row.created_at, row.id)):
-        found[row.task].append(Spark(row.id, row.state, parts.seconds_taken(row)))
+    rows = await newest_of_each(connection, list(found), _Run._fields, last)
+    for run in map(_Run._make, rows):
+        found[run.task].append(Spark(run.id, run.state, parts.seconds_taken(run)))
     return found

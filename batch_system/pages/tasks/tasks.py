@@ -4,7 +4,7 @@ task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
@@ -13,9 +13,9 @@ from starlette.requests import Request
 from batch_system.concurrency.offload import offload
 from batch_system.errors import InvalidParameters
 from batch_system.operations.tasks import listing, overview
-from batch_system.operations.tasks.overview import PAGE
+from batch_system.operations.tasks.overview import PAGE, TaskRow
 from batch_system.operations.tasks.timeline import HOURS, USUAL_HOURS
-from batch_system.pages.charts.spark_chart import spark_chart
+from batch_system.pages.charts.spark_chart import SparkChart, spark_chart
 from batch_system.pages.charts.timeline import timeline_drawn
 from batch_system.pages.frame.answers import GoTo, back
 from batch_system.pages.frame.confirm import Confirm, Field, Option, confirm
@@ -85,13 +85,17 @@ async def show_tasks(request: Request, viewer: Viewer) -> str:
         grouping=_address(kept, group="" if group else "tag"),
         all_lanes=_address(kept, lanes="all"),
         group=group,
-        sparks={row.task.name: spark_chart(row.sparks, SPARKS) for row in found.rows},
+        sparks=await offload(_sparks, found.rows),
         wanted=wanted,
         part=part,
         kept=kept,
         following=urlencode({**kept, "first": after}) if after < found.total else None,
         before=urlencode({**kept, "first": max(0, first - PAGE)}) if first else None,
     )
+
+
+def _sparks(rows: Sequence[TaskRow]) -> dict[str | None, SparkChart]:
+    return {row.task.name: spark_chart(row.sparks, SPARKS) for row in rows}
 
 
 def _chosen(wanted: str, part: str, hours: int, group: str, lanes: str) -> dict[str, str]:
