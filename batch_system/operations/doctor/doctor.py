@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
 from batch_system.alerts.channels import Channels
-from batch_system.batch.incidents.overdue import in_words
+from batch_system.batch.incidents.overdue import BACKUP_TASK, in_words
 from batch_system.batch.incidents.watched import watched_tasks
 from batch_system.batch.ledger import database_time
 from batch_system.batch.ledger.incidents.outbox import listing
@@ -182,7 +182,7 @@ async def _backups(context: Context) -> list[Check]:
         if connection is None:
             return []
         now = await database_time.now_of(connection)
-        watched = await watched_tasks(connection)
+        watched = await watched_tasks(connection, [BACKUP_TASK])
         backup = await newest_backup(connection, watched, context.settings, now)
     if backup.name is None:
         do = "`batch run backup` makes one; its schedule may be paused"

@@ -4,7 +4,7 @@ earlier incidents of the same error, and the tasks that failed together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import takewhile
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents.durations import UsualDurations
-from batch_system.batch.incidents.watched import WatchedTask, watched_tasks
+from batch_system.batch.incidents.watched import watched_tasks
 from batch_system.batch.ledger import missed_ranges, run_logs, schedules
 from batch_system.batch.ledger.incidents.incidents import MORE
 from batch_system.batch.ledger.incidents.tables import OF_RUNS_SQL, fingerprints, incidents, outbox
@@ -95,8 +95,7 @@ async def room(context: Context, given: str) -> Room:
         asked = await Asked.of(connection, context)
         row = await read.find(connection, answer.id)
         first = await _first_of(connection, row)
-        all_watched = await watched_tasks(connection)
-        watched = all_watched.get(row.task)
+        watched = (await watched_tasks(connection, [row.task])).get(row.task)
         failed, ended = await _numbers(connection, row, first)
         is_hidden = asked.hides(row.task)
         usual = await UsualDurations(connection, asked.now).of_task(row.task) if row.task else None
@@ -111,7 +110,7 @@ async def room(context: Context, given: str) -> Room:
             newest_log=[] if is_hidden else await _newest_log(connection, row.newest_run),
             earlier=[] if is_hidden else await _earlier(asked, row),
             messages=await _messages(connection, row.id) if context.actor.may("operator") else [],
-            together=await _together(asked, row, all_watched),
+            together=await _together(asked, row),
             first_seen=await _first_seen(connection, row),
             owner=watched.owner if watched is not None else None,
             runbook=watched.runbook if watched is not None else None,
@@ -304,7 +303,7 @@ async def _messages(connection: AsyncConnection, incident: str) -> list[Message]
     return [read.message_of(each._mapping) for each in reversed(rows)]
 
 
-async def _together(asked: Asked, row: Row[Any], watched: Mapping[str, WatchedTask]) -> list[OneOf]:
+async def _together(asked: Asked, row: Row[Any]) -> list[OneOf]:
     """The tasks of one problem, those with the most runs first."""
     if row.closed_at is not None or asked.hides(row.task):  # the others would say its error
         return []
@@ -312,6 +311,7 @@ async def _together(asked: Asked, row: Row[Any], watched: Mapping[str, WatchedTa
     if len(rows) < 2:
         return []
     numbers = await read.open_runs_of(asked.connection, rows)
+    watched = await watched_tasks(asked.connection, {each.task for each in rows})
     its = [
         OneOf(
             incident=each.id,

@@ -45,8 +45,9 @@ async def show_incidents(request: Request, viewer: Viewer) -> str:
         raise InvalidParameters("after: allowed is the cursor that a page of this list has given")
     opened = await viewer.operations(ListIncidents(state="open", limit=MOST_INCIDENTS))
     over = await viewer.operations(ListIncidents(state="closed", limit=PAGE, after=after))
+    names = {each.task for each in (*opened.incidents, *over.incidents) if each.task}
     async with viewer.operations.context.databases.reading() as connection:
-        watched = await watched_tasks(connection) if connection is not None else {}
+        watched = await watched_tasks(connection, names) if connection is not None else {}
     waits = [each for each in opened.incidents if each.kind not in CLOSE_BY_THEMSELVES]
     needs = [each for each in waits if each.acknowledged_at is None]
     return await render(

@@ -128,9 +128,8 @@ async def _promises(viewer: Viewer, task: TaskDetails) -> Sequence[SlotForecast]
         if connection is None:
             return []
         now = await database_time.now_of(connection)
-        its = (await watched_tasks(connection)).get(task.name)
+        watched = await watched_tasks(connection, [task.name])
         hidden = await hidden_tasks(connection, context)
-        watched = {task.name: its} if its is not None else {}
         found = await forecast.read(connection, context, watched, hidden, now, now, viewer.zone)
     return found.slots[:MOST_PROMISES]
 
