@@ -731,6 +731,7 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
                 {"before": (at, new_id())},
             ):
                 await connection.execute(audit.listing(10, **conditions))
+                await connection.execute(audit.numbers(10, **conditions))
             await audit.record(
                 connection, audit.By("ann"), "run.retry", at, task="over-1", key="once"
             )
