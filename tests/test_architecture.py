@@ -132,6 +132,7 @@ MAIN_STORIES = {
     "batch_system.batch.execution.attempt",
     "batch_system.batch.execution.engine",
     "batch_system.batch.incidents.checks",
+    "batch_system.batch.incidents.forecast",
     "batch_system.batch.incidents.noticing",
     "batch_system.batch.ledger.tables",
     "batch_system.batch.ledger.transitions",

@@ -28,12 +28,19 @@ AT_ONCE = 8
 
 class Pings(Background):
     """`url`: that of the service, if it has one. `is_working`: whether the service fires, and its
-    heartbeat writes.
+    heartbeat writes. `on_called`: called after each call of `url`, with None, or why that has
+    failed, such as "has answered 503".
     """
 
-    def __init__(self, url: str | None, is_working: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        is_working: Callable[[], bool],
+        on_called: Callable[[str | None], None] = lambda _: None,
+    ) -> None:
         self._url = url
         self._is_working = is_working
+        self._on_called = on_called
         self._waiting: asyncio.Queue[str] = asyncio.Queue(MOST_WAITING)
         self._is_full = False
         self._is_needed = asyncio.Event()
@@ -85,15 +92,20 @@ class Pings(Background):
 
     async def _work_off(self, client: httpx.AsyncClient) -> None:
         while True:
-            await _call(client, await self._waiting.get())
+            url = await self._waiting.get()
+            error = await _call(client, url)
+            if error is not None:
+                logger.warning(f"a dead man's switch {error}")
+            if url == self._url:
+                self._on_called(error)
 
 
-async def _call(client: httpx.AsyncClient, url: str) -> None:
+async def _call(client: httpx.AsyncClient, url: str) -> str | None:
+    """Why a call has failed, without the address; None if it has succeeded."""
     try:
         sending.hide(url)
         async with asyncio.timeout(sending.LONGEST_CALL), client.stream("GET", url) as answer:
-            if answer.status_code >= 400:
-                logger.warning(f"a dead man's switch has answered {answer.status_code}")
+            return f"has answered {answer.status_code}" if answer.status_code >= 400 else None
     except Exception as error:  # noqa: BLE001
         # For an address that can't be read, httpx passes on errors of any class.
-        logger.warning(f"a dead man's switch does not answer ({type(error).__name__})")
+        return f"does not answer ({type(error).__name__})"

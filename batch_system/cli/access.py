@@ -112,10 +112,14 @@ COLUMNS = ["at", "actor", "source", "action", "task", "run", "target", "note"]
 def changes(asked: ListChanges, limit: Limit = 50, as_json: AsJson = False) -> None:
     """Show who has changed what, when, and from where, newest first.
 
-    With --json, each change also has the address, the role, and what was changed.
+    With --json, each change also has the address, the role, and what was changed. With --counts,
+    only how many there are by person and kind is shown.
     """
     from batch_system import console
 
+    if asked.counts:
+        _count(asked, as_json)
+        return
     found = ask(lambda operations: pages(operations, asked, limit), needs_tasks=False)
     listed: list[Change] = [change for page in found for change in page.changes]
     if as_json:
@@ -126,6 +130,22 @@ def changes(asked: ListChanges, limit: Limit = 50, as_json: AsJson = False) -> N
         )
     else:
         console.warn("batch: no changes match")
+
+
+def _count(asked: ListChanges, as_json: bool) -> None:
+    from batch_system import console
+
+    one = asked.model_copy(update={"limit": 1})
+    counts = ask(lambda operations: operations(one), needs_tasks=False).counts
+    if as_json:
+        console.show_json(counts)
+    elif counts is None or not counts.by:
+        console.warn("batch: no changes match")
+    else:
+        rows = [{**each.model_dump(), "who": each.who or "the service"} for each in counts.by]
+        console.show(rows, ["who", "kind", "number"], as_json=False)
+        if not counts.has_all:
+            console.say("these are the newest changes; there are more")
 
 
 def _row(change: Change) -> dict[str, Any]:

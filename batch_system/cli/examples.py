@@ -289,5 +289,6 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "import": "Show who has changed something about a task in one day.",
         "batch changes --action run.cancel "
         "--json": "Print who has cancelled runs, as JSON for a program.",
+        "batch changes --since 1d --counts": "Count the changes of a day by person and kind.",
     },
 }

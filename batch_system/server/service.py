@@ -310,7 +310,8 @@ class BatchService:
     def _ping(self, stack: AsyncExitStack) -> None:
         """Call dead man's switches from now on."""
         url = self.settings.BATCH_PING_URL
-        calls = Pings(url.get_secret_value() if url is not None else None, self._is_working)
+        address = url.get_secret_value() if url is not None else None
+        calls = Pings(address, self._is_working, self.node.tell_ping)
         self.supervisor.start(calls)
         stack.push_async_callback(calls.stop)
         pings.use(calls.tell)

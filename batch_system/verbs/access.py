@@ -12,6 +12,7 @@ from batch_system.operations.asking.actor import Role
 from batch_system.operations.asking.sentences import Allowed
 from batch_system.operations.people.results import (
     MOST_CHANGES,
+    MOST_COUNTED,
     ChangePage,
     NewToken,
     Session,
@@ -43,12 +44,24 @@ class ListChanges(Verb, role="viewer", http=get("/changes", tag="service")):
         50, ge=1, le=MOST_CHANGES, description="How many changes the page has at most."
     )
     after: Cursor | None = None
+    counts: bool = Field(
+        False,
+        description="Also count the changes by person and kind, from this page on; of more than "
+        f"{MOST_COUNTED:,} the newest ones.",
+    )
 
     async def perform(self, context: Context) -> ChangePage:
         from batch_system.operations.people import changes
 
         return await changes.list_changes(
-            context, self.limit, self.after, self.since, self.until, self.task, self.action
+            context,
+            self.limit,
+            self.after,
+            self.since,
+            self.until,
+            self.task,
+            self.action,
+            with_counts=self.counts,
         )
 
 

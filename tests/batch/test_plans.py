@@ -600,6 +600,7 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             await night_reading.failed_slots(connection, failed_slots, now - later, now)
             await night_reading.beside(connection, now - later, now)
             await schedules.in_use(connection)
+            await nodes.pings(connection)
         with plans.of("forecast"):
             await _ask_for_a_forecast(connection, seen)
     with plans.of("night"):
@@ -731,6 +732,7 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
                 {"before": (at, new_id())},
             ):
                 await connection.execute(audit.listing(10, **conditions))
+                await connection.execute(audit.numbers(10, **conditions))
             await audit.record(
                 connection, audit.By("ann"), "run.retry", at, task="over-1", key="once"
             )

@@ -120,3 +120,16 @@ async def test_changes_say_who_did_what_and_can_be_narrowed_down(
     assert await actions("--limit", "1") == ["task.resume"]
     assert len(await actions("--since", "1h")) == 3 and await actions("--since", "2999-01-01") == []
     assert list((await call("changes", "--json")).json[0]) == list(Change.model_fields)
+    counted = (await call("changes", "--counts", "--json")).json
+    assert counted == {
+        "by": [
+            {"who": "ann", "kind": "pauses", "number": 2},
+            {"who": "ann", "kind": "runs", "number": 1},
+        ],
+        "has_all": True,
+    }
+    done = await call("changes", "--counts", "--task", "report")
+    assert [line.split() for line in done.out.splitlines()] == [
+        ["who", "kind", "number"],
+        ["ann", "pauses", "2"],
+    ]

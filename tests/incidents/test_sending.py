@@ -313,6 +313,34 @@ async def test_the_service_is_told_only_while_it_works(monkeypatch: pytest.Monke
     assert len(receiver.requests) == number
 
 
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ("204 No Content", None),
+        ("503 Service Unavailable", "has answered 503"),
+        ("nobody listens", "does not answer (ConnectError)"),
+    ],
+)
+async def test_what_its_calls_come_to_is_told_without_the_address(
+    monkeypatch: pytest.MonkeyPatch, answer: str, error: str | None
+) -> None:
+    monkeypatch.setattr(pings_module, "EVERY_SECONDS", 0.02)
+    told: list[str | None] = []
+
+    async def is_told() -> bool:
+        return len(told) >= 2
+
+    async with http_receiver(answer) as receiver, http_receiver() as of_a_task:
+        address = "http://127.0.0.1:1" if answer == "nobody listens" else receiver.url
+        calls = Pings(f"{address}/hunter2", lambda: True, told.append)
+        calls.start()
+        calls.tell(of_a_task.url)
+        await until(is_told)
+        await arrived(of_a_task, 1)
+        await calls.stop()
+    assert set(told) == {error}
+
+
 async def call(*urls: str, last: HttpReceiver) -> None:
     """Call these dead man's switches, and `last` after them, until it is called."""
     calls = Pings(None, lambda: True)

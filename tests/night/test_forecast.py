@@ -15,6 +15,7 @@ from sqlalchemy import insert, update
 
 from batch_system import Alerts, clock
 from batch_system.batch.cron.zones import zone_of
+from batch_system.batch.firing.pauses import NEVER
 from batch_system.batch.incidents.forecast import (
     Facts,
     Forecast,
@@ -147,7 +148,7 @@ def test_a_failed_run_in_the_path_is_a_risk_until_a_retry_would_be_too_late() ->
     ("tasks", "words"),
     [
         ({"load": replace(USUAL, handled=AT)}, "not before load is backfilled"),
-        ({"load": replace(USUAL, is_paused=True)}, "not before load is resumed"),
+        ({"load": replace(USUAL, pauses=[(AT, NEVER)])}, "not before load is resumed"),
         ({"report": replace(USUAL, within=600.0)}, "it will be skipped"),
     ],
 )

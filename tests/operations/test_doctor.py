@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -68,7 +69,7 @@ async def test_it_says_what_is_missing_and_what_to_do(ledger: Database) -> None:
 
 
 async def test_a_service_with_all_its_parts_is_well(ledger: Database, tmp_path: Path) -> None:
-    await serve(ledger)
+    await serve(ledger, ping={"good_at": clock.now().isoformat()})
     async with ledger.engine.begin() as connection:
         now = await database_time.now_of(connection)
         await outbox.write(connection, [Note("all/1", "test", {"text": "hello"})], now)
@@ -85,6 +86,64 @@ async def test_a_service_with_all_its_parts_is_well(ledger: Database, tmp_path: 
     unwell = {part for part, check in found.items() if check.health != "good"}
     assert unwell <= {"backups", "migrations"}  # tests have neither
     assert "GB are free for the backups" in found["disk"].text
+
+
+@pytest.mark.parametrize(
+    ("pings", "health", "text"),
+    [
+        (
+            [{"good_at": 40}, {"good_at": 100}],
+            "good",
+            "the last ping was 40 seconds ago, by process 1 on web-0",
+        ),
+        (
+            [{"good_at": 40}, {"good_at": 300, "failed_at": 20, "error": "has answered 503"}],
+            "warning",
+            "the last ping was 40 seconds ago, by process 1 on web-0; "
+            "to process 1 on web-1 the dead man's switch has answered 503",
+        ),
+        (
+            [{"good_at": 181, "failed_at": 1, "error": "does not answer (ConnectTimeout)"}],
+            "bad",
+            "no ping has succeeded for 3 minutes: "
+            "to process 1 on web-0 the dead man's switch does not answer (ConnectTimeout)",
+        ),
+        (
+            [{"failed_at": 1, "error": "has answered 404"}],
+            "bad",
+            "no ping has succeeded yet: "
+            "to process 1 on web-0 the dead man's switch has answered 404",
+        ),
+        ([{"good_at": 600}], "bad", "no ping has succeeded for 10 minutes"),
+        ([{"good_at": "rubbish"}], "bad", "no ping has succeeded yet"),
+    ],
+)
+async def test_it_says_when_the_last_ping_succeeded_and_why_pings_fail(
+    ledger: Database, pings: list[dict[str, Any]], health: str, text: str
+) -> None:
+    with clock.moved(clock.now()):
+        for number, ping in enumerate(pings):
+            ages = {name: ago for name, ago in ping.items() if isinstance(ago, int)}
+            times = {
+                name: (clock.now() - timedelta(seconds=ago)).isoformat()
+                for name, ago in ages.items()
+            }
+            await serve(ledger, host=f"web-{number}", pid=1, ping=ping | times)
+        found = (await look(ledger))["ping"]  # the setting is that of the services
+    assert (found.health, found.text) == (health, text)
+    assert (found.do is None) == (health == "good")
+
+
+async def test_a_ping_of_a_service_that_is_gone_says_nothing_without_the_setting(
+    ledger: Database,
+) -> None:
+    url = SecretStr("https://example.com/ping")
+    assert "yet" in (await look(ledger, BATCH_PING_URL=url))["ping"].text
+    old = {"good_at": (clock.now() - timedelta(hours=1)).isoformat()}
+    await serve(ledger, ping=old, stopped_at=clock.now())
+    assert (await look(ledger))["ping"].text.startswith("no dead man's switch is called")
+    found = (await look(ledger, BATCH_PING_URL=url))["ping"]
+    assert (found.health, found.text) == ("bad", "no ping has succeeded for 60 minutes")
 
 
 async def test_troubles_lag_broken_files_and_stuck_messages_are_found(ledger: Database) -> None:

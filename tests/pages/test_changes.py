@@ -21,11 +21,14 @@ from batch_system.errors import InvalidParameters
 from batch_system.operations.asking.actor import Actor
 from batch_system.operations.asking.context import Loaded
 from batch_system.operations.operations import Operations
+from batch_system.operations.people import changes as people_changes
+from batch_system.operations.people.changes import kind_of
 from batch_system.operations.people.results import Change
 from batch_system.pages.changes import changes
-from batch_system.pages.changes.sentences import KINDS, kind_of, line_of, lines_of
+from batch_system.pages.changes.sentences import KINDS, line_of, lines_of
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.settings.reading import get_settings
+from batch_system.verbs.access import ListChanges
 from batch_system.verbs.verb import all_verbs
 from batch_system.words import EVENTS
 
@@ -116,6 +119,30 @@ def test_processes_that_start_together_are_one_line_and_a_changed_schedule_names
     assert lines[1].detail == "pid 1, pid 2"
 
 
+async def test_changes_are_counted_by_person_and_kind_and_no_more_than_the_newest_thousand(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ledger.engine.begin() as connection:
+        for number in range(6):
+            by = By("ann", "api") if number % 3 else By("pid 1 on here")
+            action = "run.cancel" if number % 3 else "service.start"
+            await audit.record(connection, by, action, AT + timedelta(minutes=number))
+    operations = Operations(ledger, ledger, lambda: Loaded({}, []), get_settings(), are_ready=True)
+
+    async def counted(**asked: Any) -> tuple[list[tuple[str | None, str, int]], bool]:
+        counts = (await operations(ListChanges(counts=True, limit=2, **asked))).counts
+        assert counts is not None
+        return [(each.who, each.kind, each.number) for each in counts.by], counts.has_all
+
+    assert await counted() == ([("ann", "runs", 4), (None, "deploys", 2)], True)
+    assert await counted(action="run.cancel") == ([("ann", "runs", 4)], True)
+    page = await operations(ListChanges(limit=2))
+    assert page.counts is None  # nobody has asked for them
+    assert await counted(after=page.after) == ([(None, "deploys", 2), ("ann", "runs", 2)], True)
+    monkeypatch.setattr(people_changes, "MOST_COUNTED", 3)
+    assert await counted() == ([("ann", "runs", 2), (None, "deploys", 1)], False)
+
+
 def text_of(html: str) -> str:
     return " ".join(re.sub("<[^>]+>", " ", html).split())
 
@@ -159,6 +186,11 @@ async def test_the_page_and_the_files_show_what_the_filter_finds(ledger: Databas
         only = text_of(await ask(ledger, "/changes?who=jonas&kind=runs&from=2026-10-25"))
         assert "cancelled a run of load" in only and "paused load" not in only
         assert "batch changes --since 2026-10-25" in only
+        assert "3 changes, newest first" in page and "All 3 " in page
+        assert "Pauses and mutes 1 " in page and "Runs: by hand, retried, cancelled 2 " in page
+        assert "Everyone 3 jonas 2 mara 1 " in page
+        of_jonas = text_of(await ask(ledger, "/changes?who=jonas"))
+        assert "Everyone 3 jonas 2 mara 1 " in of_jonas and "All 2 " in of_jonas
         assert "No change is like this" in text_of(await ask(ledger, "/changes?who=nobody"))
         (row, *_) = list(
             csv.DictReader(

@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import Retry, clock, config, current_run, get_logger, logs
+from batch_system.alerts import pings
 from batch_system.batch.execution.engine import LocalEngine
 from batch_system.batch.execution.outcomes import Group
 from batch_system.batch.execution.tickets import Look
@@ -41,7 +42,9 @@ from batch_system.server.shutdown import Stopping
 from batch_system.settings.settings import ENV_FILE
 from batch_system.testing.postgres import OwnServer, find_binaries
 from batch_system.verbs.run_changes import CancelRun
+from batch_system.verbs.system import Diagnose
 from tests.batch.ledger_world import make_task, refresh, rows, until
+from tests.incidents.receivers import http_receiver
 
 START = datetime(2026, 3, 10, 12, 0, 30, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -95,6 +98,39 @@ def fire(service: BatchService, name: str) -> None:
     stands still.
     """
     service.dispatcher.notify(name)
+
+
+@pytest.mark.rest
+async def test_a_service_writes_what_its_calls_of_the_dead_mans_switch_came_to(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def pinged() -> list[dict[str, Any]]:
+        return [row for row in await rows(service.ledger, tables.nodes) if row["ping"]]
+
+    monkeypatch.setattr(pings, "EVERY_SECONDS", 0.05)
+    async with http_receiver() as receiver:
+        monkeypatch.setenv("BATCH_PING_URL", f"{receiver.url}/hunter2")
+        config.forget_settings()
+        service = await begin()
+        (row,) = await until(pinged)
+        assert row["ping"] == {"good_at": START.isoformat()}
+        receiver.answers = ["503 Service Unavailable"]
+
+        async def failed() -> list[dict[str, Any]]:
+            return [row for row in await pinged() if "error" in row["ping"]]
+
+        (row,) = await until(failed)
+        when = START.isoformat()
+        assert row["ping"] == {"good_at": when, "failed_at": when, "error": "has answered 503"}
+        checks = (await service.operations(Diagnose())).checks
+        (found,) = [check for check in checks if check.part == "ping"]
+        assert found.text.endswith("the dead man's switch has answered 503")
+        receiver.answers = ["204 No Content"]
+
+        async def mended() -> bool:
+            return all("error" not in row["ping"] for row in await pinged())
+
+        await until(mended)
 
 
 async def run_in(service: BatchService, state: str, **equal: Any) -> dict[str, Any]:

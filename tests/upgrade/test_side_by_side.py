@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 from packaging.utils import parse_wheel_filename
+from sqlalchemy import Column, Integer, MetaData, Table, Text
 
 from batch_system.batch.ledger import tables
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.database.types import Id
 from batch_system.testing.databases import wait_for
 from batch_system.testing.postgres import PostgresServer
-from tests.migrations import MIGRATION
+from tests.migrations import MIGRATION, oldest_in
 from tests.outages import Case, until
 from tests.processes import BATCH, ROOT, SERVE, Service, environment, process
 
@@ -66,6 +68,14 @@ TABLES = {
 """What the next code knows of the tables, and what it follows: a column of `batch_runs`, and one
 of `batch_nodes`.
 """
+NODES = Table(
+    "batch_nodes",
+    MetaData(),
+    Column("id", Id, primary_key=True),
+    Column("pid", Integer),
+    Column("version", Text),
+)
+"""What each version knows of the nodes."""
 EXPANSION = """for table in ("batch_runs", "batch_nodes"):
         op.execute(f"ALTER TABLE {table} ADD COLUMN later TEXT")
     op.execute("CREATE INDEX ix_batch_runs_later ON batch_runs (later)")
@@ -94,7 +104,10 @@ def next_code(old: Path, folder: Path) -> Path:
     file.write_text(text)
     before = LEDGER_HISTORY.revisions[-1]
     migration = MIGRATION.format(
-        revision="ledger_9000", before=before, oldest=before, statement=EXPANSION
+        revision="ledger_9000",
+        before=before,
+        oldest=oldest_in(LEDGER_HISTORY),
+        statement=EXPANSION,
     )
     (folder / PACKAGE / "batch/ledger/migrations/versions/ledger_9000_later.py").write_text(
         migration
@@ -127,7 +140,7 @@ class Versions:
             process(self.case.folder, SERVE, env=environment(self.settings(version)))
         )
         service.wait_until_ready()
-        [node] = self.case.rows(tables.nodes, pid=service.process.pid)
+        [node] = self.case.rows(NODES, pid=service.process.pid)
         until(lambda: self.done_by(node["id"]) >= 5, WAIT, f"runs of the {version} node")
         return service
 
@@ -202,5 +215,5 @@ def each_slot_and_run_is_accounted_for(versions: Versions) -> None:
     left = {run["state"] for run in runs.values() if run["task"] != "feed"}
     assert left <= {"succeeded", "interrupted"}
     assert len([run for run in runs.values() if run["task"] == "work"]) > 100
-    versions_seen = {row["version"] for row in case.rows(tables.nodes)}
+    versions_seen = {row["version"] for row in case.rows(NODES)}
     assert len(versions_seen) == 2 and NEXT_VERSION in versions_seen

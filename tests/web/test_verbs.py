@@ -132,7 +132,7 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     bulks.PreviewBackfill: lambda w: {"name": "report", "since": w.begin, "until": clock.now()},
     slots.LeaveSlots: lambda w: {"since": w.begin, "until": clock.now(), "dry_run": True},
     slots.ReopenSlots: lambda w: {"since": w.begin, "until": clock.now()},
-    access.ListChanges: lambda w: {"action": "token.create"},
+    access.ListChanges: lambda w: {"action": "token.create", "counts": True},
     access.ListTokens: lambda w: {},
     access.CreateToken: lambda w: {"name": "laptop", "role": "viewer", "expires_in_days": 3},
     access.RevokeToken: lambda w: {"name": "laptop"},

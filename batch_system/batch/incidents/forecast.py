@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from batch_system.batch.firing.pauses import NEVER
 from batch_system.batch.ledger.states import ACTIVE, RunState
 
-State = Literal["kept", "on_time", "late", "at_risk", "unknown"]
-"""`unknown`: there is no forecast yet. `at_risk`: something in the path needs a person first."""
+State = Literal["kept", "on_time", "late", "at_risk", "unknown", "paused"]
+"""`unknown`: there is no forecast yet. `at_risk`: something in the path needs a person first.
+`paused`: the task is paused at the deadline, so that this does not count.
+"""
 Obstacle = Literal[
     "failed", "cancelled", "skipped", "missed", "paused", "gone", "overlap", "waited"
 ]
@@ -45,7 +48,8 @@ class KnownTask:
       needs_success: Whether what its slots wait for has to succeed, or only to end.
       within: How long its slots wait.
       lanes: How many of its runs run at once; None: any number.
-      paused: Whether a person has paused it; with `paused_until` not for ever.
+      pauses: When it was, is or will be paused, as far as that is known: from an instant on, which
+          belongs to the pause, until another one, or NEVER.
       handled: Its slots up to this instant were fired, or were missed.
     """
 
@@ -56,18 +60,28 @@ class KnownTask:
     within: float = LONGEST
     overlap: str = "skip"
     lanes: int | None = 1
-    is_paused: bool = False
-    paused_until: datetime | None = None
+    pauses: Sequence[tuple[datetime, datetime]] = ()
     handled: datetime | None = None
     pool: str = "default"
+
+    def paused_until(self, at: datetime, created: datetime | None = None) -> datetime | None:
+        """When it fires again if it is paused at an instant; None if it is not paused then.
+
+        `created`: when a run was made. Only later pauses hold it.
+        """
+        held = [each for each in self.pauses if created is None or each[0] >= created]
+        end = at
+        while ends := [until for begin, until in held if begin <= end < until]:
+            end = max(ends)
+        return end if end > at else None
 
 
 @dataclass(frozen=True, slots=True)
 class KnownRun:
     """A run as the ledger has it.
 
-    `began_at`: when its attempt began, or a run that waits for its parts. `good_at`: when another
-    run has made it good.
+    `created_at`: when it was made. `began_at`: when its attempt began, or a run that waits for
+    its parts. `good_at`: when another run has made it good.
     """
 
     id: str
@@ -79,6 +93,7 @@ class KnownRun:
     total: int | None = None
     rate: float | None = None
     good_at: datetime | None = None
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +164,13 @@ class Step:
         """Whether it needs a person before it can succeed."""
         return self.ends_at is None and self.unknown is None
 
+    def after_pauses(self, at: datetime) -> datetime:
+        """When it can begin if nothing but a pause holds it at an instant; NEVER if a person has to
+        end that.
+        """
+        made = self.run.created_at if self.run is not None else self.slot
+        return self.usual.paused_until(at, made) or at
+
     @property
     def path(self) -> list[Step]:
         """The steps that decide when this one ends, the first one first."""
@@ -198,6 +220,15 @@ def ends_by_progress(
 
 
 def _forecast(reckoning: _Reckoning, promise: Promise) -> Forecast:
+    found = _as_if_it_counts(reckoning, promise)
+    step = found.path[-1]
+    is_open = found.state != "on_time" and not step.is_over
+    if is_open and step.usual.paused_until(promise.deadline) is not None:
+        return replace(found, state="paused", retry_until=None)
+    return found
+
+
+def _as_if_it_counts(reckoning: _Reckoning, promise: Promise) -> Forecast:
     now, deadline = reckoning.facts.now, promise.deadline
     step = reckoning.step((promise.task, promise.slot))
     path, end = step.path, step.ends_at
@@ -256,6 +287,8 @@ class _Reckoning:
         good = [each for each in before if each.is_over and each.ends_at is not None]
         begun = replace(plain, before=max(good, key=_end_of, default=None))
         if run is None:
+            if plain.usual.paused_until(_at(plain)) is not None:
+                return replace(plain, obstacle="paused")
             is_missed = plain.usual.handled is not None and _at(plain) <= plain.usual.handled
             return replace(plain, obstacle="missed") if is_missed else self._to_come(plain, before)
         if run.state == RunState.SUCCEEDED or run.good_at is not None:
@@ -281,9 +314,8 @@ class _Reckoning:
     def _to_come(self, plain: Step, before: Sequence[Step]) -> Step:
         """The step of a slot that has not begun, or waits for its next attempt."""
         run, usual, now = plain.run, plain.usual, self.facts.now
-        goes_on_at = usual.paused_until if usual.is_paused else now
-        is_skipped = run is None and usual.is_paused
-        if goes_on_at is None or (is_skipped and _at(plain) < goes_on_at):
+        begin = plain.after_pauses(max(now, _at(plain), run.due_at if run is not None else now))
+        if begin == NEVER:
             return replace(plain, obstacle="paused")
         has_waited = run is not None and run.state != RunState.WAITING
         waits_for = [] if has_waited else [each for each in before if self._is_awaited(each, usual)]
@@ -295,7 +327,6 @@ class _Reckoning:
             if each.unknown is not None:
                 return replace(plain, before=each, unknown=each.unknown)
         last = max(waits_for, key=_end_of, default=None)
-        begin = max(now, _at(plain), goes_on_at, run.due_at if run is not None else now)
         if last is not None and last.ends_at is not None and last.ends_at > begin:
             begin = last.ends_at
             if not has_waited and begin > _at(plain) + timedelta(seconds=usual.within):
@@ -303,7 +334,9 @@ class _Reckoning:
             is_of_it = run is None and last.task == plain.task
             if usual.overlap == "skip" and is_of_it and _is_after(begin, _at(plain), now):
                 return replace(plain, before=last, obstacle="overlap")
-        begin = max(begin, self._place_at(usual.pool, run))
+        begin = plain.after_pauses(max(begin, self._place_at(usual.pool, run)))
+        if begin == NEVER:
+            return replace(plain, obstacle="paused")
         step = replace(plain, before=last, begins_at=begin)
         if usual.p50 is None or usual.successes < FEW:
             return replace(step, unknown=plain.task)

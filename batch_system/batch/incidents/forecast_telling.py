@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from batch_system.batch.firing.pauses import NEVER
 from batch_system.batch.incidents.forecast import FEW, Forecast, State, Step
 from batch_system.batch.ledger.states import RunState
 
 WORDS: dict[State, str] = {
     "late": "late",
     "at_risk": "at risk",
+    "paused": "paused",
     "on_time": "on time",
     "unknown": "no forecast yet",
     "kept": "kept",
@@ -45,6 +47,9 @@ class Words:
 
     def _what(self, forecast: Forecast, end: datetime | None) -> str:
         deadline, obstacle = forecast.promise.deadline, forecast.obstacle
+        if forecast.state == "paused":
+            until = forecast.path[-1].usual.paused_until(deadline)
+            return f"paused{'' if until in (None, NEVER) else f' until {self.clock(until)}'}"
         if end is not None:
             early, late = deadline - end, end - deadline
             is_there = forecast.path[-1].is_over
@@ -56,6 +61,8 @@ class Words:
             name = "it" if obstacle is forecast.path[-1] else obstacle.task
             if obstacle.obstacle not in _UNTIL:
                 return f"{name} will be skipped"
+            if _paused_until(obstacle) is not None:
+                return f"not before {name} is backfilled"
             return f"not before {name} {_UNTIL[obstacle.obstacle]}"
         if forecast.state == "late":
             return f"{length(self._now - deadline)} late"
@@ -65,7 +72,7 @@ class Words:
         """Why, in one or two sentences; empty if there is nothing to say. `has_progress`: whether
         the reader may see how far runs are.
         """
-        if forecast.state in ("kept", "on_time"):
+        if forecast.state in ("kept", "on_time", "paused"):
             return ""
         return " ".join(
             filter(
@@ -82,6 +89,10 @@ class Words:
 
     def _obstacle(self, forecast: Forecast) -> str:
         step = forecast.obstacle
+        if step is not None and (until := _paused_until(step)) is not None:
+            name = "It" if step is forecast.path[-1] else step.task
+            is_over = until <= self._now
+            return f"{name} {'was' if is_over else 'is'} paused until {self.clock(until)}."
         if step is None or step.obstacle not in ("overlap", "waited") or step.before is None:
             return ""
         if step.obstacle == "overlap":
@@ -140,6 +151,14 @@ class Words:
             return f"{local:%H:%M}"
         is_near = abs((local.date() - today).days) < 7
         return f"{local:%a %H:%M}" if is_near else f"{local:%d %b %H:%M}"
+
+
+def _paused_until(step: Step) -> datetime | None:
+    """When the pause of a slot ends by itself that will not run because of it."""
+    if step.obstacle != "paused" or step.run is not None or step.slot is None:
+        return None
+    until = step.usual.paused_until(step.slot)
+    return until if until != NEVER else None
 
 
 def length(duration: timedelta) -> str:

@@ -13,10 +13,12 @@ from typing import Any
 from sqlalchemy import Row, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from batch_system.batch.firing.pauses import NEVER
 from batch_system.batch.incidents.deadlines import DAY, deadline_of
 from batch_system.batch.incidents.forecast import Facts, KnownRun, KnownTask, Promise, Room, Slot
 from batch_system.batch.incidents.watched import WatchedTask
-from batch_system.batch.ledger import json_rows, pools, queue_rows, schedules, waits
+from batch_system.batch.ledger import json_rows, maintenance, pools, queue_rows, schedules, waits
+from batch_system.batch.ledger.maintenance import MaintenanceWindow
 from batch_system.batch.ledger.parts import PartsGate
 from batch_system.batch.ledger.run_rows import run_rows
 from batch_system.batch.ledger.schedules import OpenSchedule
@@ -52,7 +54,7 @@ MOST_WAITING = 10
 
 _NAMES = (
     *("id", "task", "slot", "state", "due_at", "started_at", "attempt_started_at"),
-    *("finished_at", "made_good_at", "count", "total", "rate", "gate"),
+    *("finished_at", "made_good_at", "count", "total", "rate", "gate", "created_at"),
 )
 _COLUMNS = [runs.c[name] for name in _NAMES]
 
@@ -92,12 +94,14 @@ async def read(
     """The promises of these tasks, with deadlines after `since` up to AHEAD, and what their
     forecast is made from. `settings`: what the settings say about pools.
 
-    A paused task promises nothing.
+    A task that is paused until a person ends that promises nothing.
     """
     meant = {
         task.name: task
         for task in watched
-        if task.deadline is not None and not task.is_removed and not task.is_paused
+        if task.deadline is not None
+        and not task.is_removed
+        and (task.paused_until is not None or not task.is_paused)
     }
     if not meant:
         return Asked(Facts(now, {}), [], 0, None)
@@ -107,7 +111,9 @@ async def read(
     nearest = sorted(promises, key=lambda each: abs(each.deadline - now))[:MOST]
     found = _Found({**opened})
     await _follow(connection, [(each.task, each.slot) for each in nearest], found)
-    known = await _known_tasks(connection, found, now)
+    first = min((each.slot for each in nearest), default=now)
+    windows = await maintenance.pauses_since(connection, first)
+    known = await _known_tasks(connection, found, now, windows=windows)
     facts = Facts(now, known, found.runs, found.before)
     if found.pending:
         facts = await _with_others(connection, facts, sorted(found.pending), settings)
@@ -204,6 +210,7 @@ def _known_run(row: Row[Any]) -> KnownRun:
         row.total,
         row.rate,
         row.made_good_at,
+        row.created_at,
     )
 
 
@@ -254,12 +261,16 @@ def _last(row: OpenSchedule | None, own: OpenSchedule, slot: datetime) -> dateti
 
 
 async def _known_tasks(
-    connection: AsyncConnection, found: _Found, now: datetime, more: Iterable[str] = ()
+    connection: AsyncConnection,
+    found: _Found,
+    now: datetime,
+    more: Iterable[str] = (),
+    windows: Sequence[MaintenanceWindow] = (),
 ) -> dict[str, KnownTask]:
-    """What is usual for the tasks of the slots that were found."""
+    """What is usual for the tasks of the slots that were found, and when they are paused."""
     names = {task for task, _ in (*found.runs, *found.before)} | found.opened.keys() | {*more}
     names |= {task for before in found.before.values() for task, _ in before}
-    of_task = ("name", "policies", "pool", "paused_at", "paused_until")
+    of_task = ("name", "policies", "pool", "tags", "paused_at", "paused_until")
     query = (
         select(
             *(tasks.c[each] for each in of_task), durations.c.p50, durations.c.p95, durations.c.runs
@@ -268,12 +279,14 @@ async def _known_tasks(
         .where(json_rows.is_among(tasks.c.name, names, connection.dialect.name))
     )
     return {
-        row.name: _known_task(row, found.opened.get(row.name), now)
+        row.name: _known_task(row, found.opened.get(row.name), windows, now)
         for row in await connection.execute(query)
     }
 
 
-def _known_task(row: Any, opened: OpenSchedule | None, now: datetime) -> KnownTask:
+def _known_task(
+    row: Any, opened: OpenSchedule | None, windows: Iterable[MaintenanceWindow], now: datetime
+) -> KnownTask:
     policies: dict[str, Any] = row.policies if isinstance(row.policies, dict) else {}
     after: dict[str, Any] = opened.after or {} if opened is not None else {}
     overlap, most = policies.get("overlap", "skip"), policies.get("max_running")
@@ -284,12 +297,25 @@ def _known_task(row: Any, opened: OpenSchedule | None, now: datetime) -> KnownTa
         needs_success=after.get("on") != "end",
         overlap=overlap,
         lanes=None if overlap == "allow" and most is None else most or 1,
-        is_paused=row.paused_at is not None,
-        paused_until=row.paused_until,
+        pauses=_pauses(row, windows),
         handled=opened.fired_until if opened is not None else now,
         pool=row.pool,
     )
     return replace(known, within=float(after["within"])) if "within" in after else known
+
+
+def _pauses(row: Any, windows: Iterable[MaintenanceWindow]) -> Sequence[tuple[datetime, datetime]]:
+    """The pauses of a task: its own one, and the windows. One that has begun and is not over holds
+    it only if it is paused, since a person may have resumed it.
+    """
+    found = [(row.paused_at, row.paused_until or NEVER)] if row.paused_at is not None else []
+    found += [
+        (window.begins_at, window.ended_at or window.ends_at or NEVER)
+        for window in windows
+        if window.is_about(row.pool, row.tags)
+        and (found or window.begun_at is None or window.ended_at is not None)
+    ]
+    return found
 
 
 async def _with_others(

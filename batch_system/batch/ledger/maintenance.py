@@ -14,10 +14,12 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
     case,
     delete,
     func,
     insert,
+    or_,
     select,
     text,
     update,
@@ -114,6 +116,18 @@ async def open_windows(
     in_order = query.order_by(maintenance.c.begins_at, maintenance.c.id).limit(MOST_OPEN)
     rows = await connection.execute(in_order)
     return [MaintenanceWindow.of(row) for row in rows]
+
+
+async def pauses_since(connection: AsyncConnection, since: datetime) -> list[MaintenanceWindow]:
+    """The pauses that are planned or last, or have ended since then; at most MOST_OPEN, those that
+    begin last.
+    """
+    has_ended = and_(maintenance.c.begun_at.is_not(None), maintenance.c.ended_at > since)
+    query = select(maintenance).where(
+        maintenance.c.kind == MaintenanceKind.PAUSE, or_(text(OPEN_SQL), has_ended)
+    )
+    newest = query.order_by(maintenance.c.begins_at.desc(), maintenance.c.id).limit(MOST_OPEN)
+    return [MaintenanceWindow.of(row) for row in await connection.execute(newest)]
 
 
 async def next_change(connection: AsyncConnection, early: timedelta) -> datetime | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Row, exists, func, insert, select, text, update
@@ -19,6 +20,7 @@ MOST_LOOKED_AT = 1_000
 """At most this many nodes, the newest ones, are read to find lost nodes, and when a service was
 last seen.
 """
+NO_NEWS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,20 @@ async def beat(
     connection: AsyncConnection,
     node: str,
     loop_lag: float,
-    troubles: Mapping[str, str] | None = None,
+    news: Mapping[str, Mapping[str, str]] = NO_NEWS,
 ) -> bool:
     """Add one to the counter of a node. Returns False if the node is marked as stopped, or has no
     row. Raises DatabaseTooNew if its code may not use the ledger any more.
 
-    `loop_lag`: how long a callback last waited on its event loop, in seconds. `troubles`: what is
-    wrong with it, by part, if that has changed.
+    `loop_lag`: how long a callback last waited on its event loop, in seconds. `news`: the columns
+    `troubles` and `ping`, as far as they have changed.
     """
-    values = {
+    values: dict[str, Any] = {
         "beats": nodes.c.beats + 1,
         "seen_at": database_time.moment(connection),
         "loop_lag": loop_lag,
     }
-    if troubles is not None:
-        values["troubles"] = dict(troubles)
+    values |= {name: dict(value) for name, value in news.items()}
     # It may have been frozen while newer code took the ledger for itself.
     closed = exists().where(
         windows.c.history == LEDGER_HISTORY.version_table, windows.c.oldest > nodes.c.ledger
@@ -123,6 +124,16 @@ async def lost_since(connection: AsyncConnection, since: datetime) -> Sequence[R
         .order_by(newest.c.lost_at.desc())
     )
     return (await connection.execute(lost)).all()
+
+
+async def pings(connection: AsyncConnection) -> Sequence[Row[Any]]:
+    """The host, pid, `stopped_at` and `ping` of the nodes that have called the dead man's switch.
+
+    Reads only the MOST_LOOKED_AT nodes that have started last.
+    """
+    columns = (nodes.c.id, nodes.c.host, nodes.c.pid, nodes.c.stopped_at, nodes.c.ping)
+    newest = select(*columns).order_by(nodes.c.id.desc()).limit(MOST_LOOKED_AT).subquery()
+    return (await connection.execute(select(newest).where(newest.c.ping.is_not(None)))).all()
 
 
 async def live_tasks(connection: AsyncConnection) -> set[str]:

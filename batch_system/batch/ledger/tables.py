@@ -348,6 +348,9 @@ nodes = Table(
     Column("troubles", Json),
     # The newest migration of the ledger that its code knows; NULL: of code from before windows.
     Column("ledger", String(100)),
+    # What its calls of the dead man's switch came to: `good_at`, when the last one succeeded; if
+    # they fail since then, `failed_at` and `error`, of the last one. NULL: it has called none.
+    Column("ping", Json),
     Index("ix_batch_nodes_unnoticed", "id", **where(UNNOTICED_NODE_SQL)),
     Index("ix_batch_nodes_live", "id", "fires", **where("stopped_at IS NULL")),
 )

@@ -86,7 +86,11 @@ class Heartbeat:
     """The deleted or replaced ones of these files, each with a description."""
     troubles: Mapping[str, str] = MappingProxyType({})
     """The troubles of this node, by part. The next beat writes them if they have changed."""
-    _written_troubles: Mapping[str, str] = MappingProxyType({})
+    ping: Mapping[str, str] = MappingProxyType({})
+    """What its calls of the dead man's switch came to, as the column of its row has it. So is it
+    written.
+    """
+    _written: Mapping[str, Mapping[str, str]] = nodes.NO_NEWS
     _has_given_up = False
     _has_reported_loss = False
     _severed_at: float | None = None
@@ -420,13 +424,13 @@ class Heartbeat:
         self._give_up_if_lease_ended()
         sent_at = clock.boottime()
         self._beat_at = sent_at + self._beat_seconds
-        troubles = self.troubles
-        news = troubles if troubles != self._written_troubles else None
+        told = {"troubles": self.troubles, "ping": self.ping}
+        news = {name: its for name, its in told.items() if its != self._written.get(name, {})}
         async with self._metrics.timed(LedgerWork.BEAT), database.engine.begin() as connection:
             is_alive = await nodes.beat(connection, self._node, self._lag.take(), news)
             changes = await ledger_poll.read(connection, self._node, self._roles)
         if is_alive:
-            self._written_troubles = troubles
+            self._written = told
         else:
             sent_at = await self._come_back(database)
         self._lease.renew(sent_at)

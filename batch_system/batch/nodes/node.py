@@ -163,6 +163,15 @@ class Node:
         some = list(troubles.items())[:MOST_TROUBLES]
         self._heartbeat.troubles = {part: line(reason)[:LONGEST_TROUBLE] for part, reason in some}
 
+    def tell_ping(self, error: str | None) -> None:
+        """Have the next beat write that the dead man's switch was called now: with success, or why
+        not, without its address.
+        """
+        now = clock.now().isoformat()
+        before, why = self._heartbeat.ping, line(error)[:LONGEST_TROUBLE] if error else ""
+        failed = {**before, "failed_at": now, "error": why}
+        self._heartbeat.ping = {"good_at": now} if error is None else failed
+
     async def drain(self, connection: AsyncConnection) -> None:
         """Write to the ledger that this node starts no more runs."""
         await connection.execute(

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Self
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
 from batch_system.alerts.channels import Channels
+from batch_system.alerts.pings import EVERY_SECONDS
 from batch_system.batch.incidents.overdue import BACKUP_TASK, in_words
 from batch_system.batch.incidents.watched import watched_tasks
 from batch_system.batch.ledger import database_time
+from batch_system.batch.ledger import nodes as node_rows
 from batch_system.batch.ledger.incidents.outbox import listing
 from batch_system.batch.ledger.incidents.tables import UNSENT_SQL, outbox
 from batch_system.concurrency.offload import offload
@@ -40,6 +44,9 @@ LITTLE_SPACE = 1_000_000_000
 LATE_MESSAGE = timedelta(minutes=10)
 LATELY = timedelta(days=1)
 LARGE_LAG = 1.0
+LATE_PING = timedelta(seconds=3 * EVERY_SECONDS)
+"""Pings are in vain if none has succeeded for so long."""
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 MOST_NAMED = 5
 
 Look = Callable[[Context], Awaitable[list[Check]]]
@@ -245,12 +252,76 @@ def _tried(number: int, last: datetime | None) -> Check:
 
 
 async def _ping(context: Context) -> list[Check]:
-    if context.settings.BATCH_PING_URL is None:
-        text = "no dead man's switch is called: nobody is told when the whole service is gone"
-        do = "set BATCH_PING_URL to the address of a monitor that waits for calls"
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return []
+        now = await database_time.now_of(connection)
+        rows = await node_rows.pings(connection)
+    called = [_Called.of(row) for row in rows]
+    last = max(called, key=lambda each: each.good_at, default=_NO_CALL)
+    living = [each for each in called if not each.has_stopped]
+    failing = max(living, key=lambda each: each.failed_at, default=_NO_CALL)
+    error = f"to {failing.node} the dead man's switch {failing.error}"
+    age = in_words(now - last.good_at)
+    if last.good_at > now - LATE_PING:
+        text = f"the last ping was {age} ago, by {last.node}"
+        if failing.failed_at <= now - LATE_PING:
+            return [Check(part="ping", health="good", text=text)]
+        return [Check(part="ping", health="warning", text=f"{text}; {error}", do=_MEND_PING)]
+    is_set = context.settings.BATCH_PING_URL is not None
+    if living or (is_set and called):
+        text = f"no ping has succeeded {'yet' if last.good_at == LONG_AGO else f'for {age}'}"
+        text += f": {error}" if failing.failed_at > LONG_AGO else ""
+        return [Check(part="ping", health="bad", text=text, do=_MEND_PING)]
+    if is_set:
+        text = "no service has called the dead man's switch yet"
+        do = "a service with BATCH_PING_URL calls it once a minute, while it fires its tasks"
         return [Check(part="ping", health="warning", text=text, do=do)]
-    text = "each service calls the dead man's switch once a minute; its log says if that fails"
-    return [Check(part="ping", health="good", text=text)]
+    text = "no dead man's switch is called: nobody is told when the whole service is gone"
+    do = "set BATCH_PING_URL to the address of a monitor that waits for calls"
+    return [Check(part="ping", health="warning", text=text, do=do)]
+
+
+_MEND_PING = (
+    "see that the services run, that BATCH_PING_URL is right, and that their machines reach it"
+)
+
+
+@dataclass(frozen=True)
+class _Called:
+    """What the calls of the dead man's switch by a process came to. `good_at`: when one succeeded
+    last. `failed_at`, `error`: of the last one, if it has failed.
+    """
+
+    node: str
+    has_stopped: bool
+    good_at: datetime
+    failed_at: datetime
+    error: str
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> Self:
+        """`row`: see nodes.pings."""
+        ping = row.ping if isinstance(row.ping, dict) else {}
+        return cls(
+            node=f"process {row.pid} on {row.host}",
+            has_stopped=row.stopped_at is not None,
+            good_at=_instant(ping.get("good_at")),
+            failed_at=_instant(ping.get("failed_at")),
+            error=str(ping.get("error")),
+        )
+
+
+_NO_CALL = _Called("", False, LONG_AGO, LONG_AGO, "")
+
+
+def _instant(value: object) -> datetime:
+    """The instant of a value of JSON; LONG_AGO if it is none."""
+    try:
+        at = datetime.fromisoformat(str(value))
+    except ValueError:
+        return LONG_AGO
+    return at if at.tzinfo is not None else LONG_AGO
 
 
 _PARTS: dict[str, Look] = {

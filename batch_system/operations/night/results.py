@@ -206,7 +206,7 @@ class NextSlots(Result):
     slots: int
 
 
-ForecastState = Literal["kept", "on_time", "late", "at_risk", "unknown"]
+ForecastState = Literal["kept", "on_time", "late", "at_risk", "unknown", "paused"]
 
 
 class ForecastStep(Result):
@@ -234,8 +234,9 @@ class ForecastStep(Result):
 class SlotForecast(Result):
     """When a slot with a deadline has succeeded, or will have: `ends_at`; None if nobody knows.
 
-    `state`: kept, on_time, late, at_risk (something in its path needs a person), or unknown (a task
-    in its path has succeeded too rarely). `retry_until`: what needs a person has to go on by then.
+    `state`: kept, on_time, late, at_risk (something in its path needs a person), unknown (a task in
+    its path has succeeded too rarely), or paused (the task is paused at the deadline, which does
+    not count then). `retry_until`: what needs a person has to go on by then.
     `text`, `why`: for people. `path`: what decides it, the first one first, the slot itself last.
     """
 
@@ -266,6 +267,7 @@ class Forecasts(Result):
     late: int
     at_risk: int
     unknown: int
+    paused: int
     slots: list[SlotForecast]
     more: int = 0
 

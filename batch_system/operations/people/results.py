@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from batch_system.operations.asking.actor import Role
 from batch_system.operations.asking.results import Result
@@ -76,6 +76,7 @@ class SessionList(Result):
 
 
 MOST_CHANGES = 200
+MOST_COUNTED = 1_000
 
 
 class Change(Result):
@@ -99,11 +100,35 @@ class Change(Result):
     note: str | None
 
 
+ChangeKind = Literal["deploys", "settings", "runs", "pauses", "acknowledged", "access"]
+
+
+class ChangeCount(Result):
+    """How many changes of a kind a person or a program has made. `who`: None for the service."""
+
+    who: str | None
+    kind: ChangeKind
+    number: int
+
+
+class ChangeCounts(Result):
+    """How many changes there are from a page on. `has_all`: whether all of them were counted, and
+    not only the newest.
+    """
+
+    by: list[ChangeCount]
+    has_all: bool
+
+
 class ChangePage(Result):
-    """A page of the audit, newest first. `after`: the cursor of the next page; None at the end."""
+    """A page of the audit, newest first. `after`: the cursor of the next page; None at the end.
+
+    `counts`: None if they were not asked for.
+    """
 
     changes: list[Change]
     after: str | None
+    counts: ChangeCounts | None = None
 
 
 class TokenList(Result):

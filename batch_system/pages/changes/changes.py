@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import groupby
@@ -17,8 +17,9 @@ from starlette.responses import Response
 from batch_system.concurrency.offload import offload
 from batch_system.errors import InvalidParameters
 from batch_system.operations.incidents.results import MOST_INCIDENTS
-from batch_system.operations.people.results import MOST_CHANGES, Change
-from batch_system.pages.changes.sentences import KINDS, SERVICE, Line, kind_of, lines_of
+from batch_system.operations.people.changes import kind_of
+from batch_system.operations.people.results import MOST_CHANGES, Change, ChangeCounts
+from batch_system.pages.changes.sentences import KINDS, SERVICE, Line, lines_of
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.files import TYPES, attachment, csv_head, csv_rows
 from batch_system.pages.frame.render import render
@@ -38,21 +39,31 @@ FILTERS = ("task", "action", "who", "kind", "from", "to")
 @dataclass(frozen=True)
 class Found:
     """The changes that the filter of task, action and days finds, the newest first. `after`: the
-    cursor of older ones, if there are more.
+    cursor of older ones, if there are more. `numbers`: how many changes and incidents there are, by
+    person and kind.
     """
 
     changes: Sequence[Change]
     lines: Sequence[Line]
     after: str | None
+    numbers: Mapping[tuple[str, str], int]
+
+    def by(self, name: str, given: Mapping[str, str | None]) -> Counter[str]:
+        """How many have each value of `who` or `kind`, under the filters that are given."""
+        numbers: Counter[str] = Counter()
+        for (who, kind), number in self.numbers.items():
+            if given.get("who") in (None, who) and given.get("kind") in (None, kind):
+                numbers[who if name == "who" else kind] += number
+        return numbers
 
 
 async def show_changes(request: Request, viewer: Viewer) -> str:
     """The changes, with what went wrong in between."""
     given = _given(request)
-    found = await _find(request, viewer, given)
-    of_kind = [line for line in found.lines if given.get("kind") in (None, line.kind)]
-    of_person = [line for line in found.lines if given.get("who") in (None, line.who)]
-    lines = [line for line in of_kind if given.get("who") in (None, line.who)]
+    found = await _find(request, viewer, given, with_counts=True)
+    who, kind = given.get("who"), given.get("kind")
+    lines = [each for each in found.lines if who in (None, each.who) and kind in (None, each.kind)]
+    people, kinds = found.by("who", {"kind": kind}), found.by("kind", {"who": who})
     first = _first(request)
     shown = lines[first : first + SHOWN]
     more = {**given, "first": str(first + SHOWN)} if lines[first + SHOWN :] else None
@@ -62,16 +73,16 @@ async def show_changes(request: Request, viewer: Viewer) -> str:
         "changes.html",
         **await shell_of(viewer, "changes", "Changes"),
         days=_days(shown, viewer),
-        number=len(lines),
+        number=found.by("kind", given).total(),
         has_all=found.after is None,
         given=given,
         chips=_chips(given),
-        people=_facet(given, "who", Counter(line.who for line in of_kind)),
+        people=_facet(given, "who", people),
         everyone=urlencode({each: kept for each, kept in given.items() if each != "who"}),
         all_kinds=urlencode({each: kept for each, kept in given.items() if each != "kind"}),
-        of_kind=len(of_kind),
-        of_person=len(of_person),
-        kinds=_facet(given, "kind", Counter(line.kind for line in of_person)),
+        of_kind=people.total(),
+        of_person=kinds.total(),
+        kinds=_facet(given, "kind", kinds),
         kinds_shown=KINDS,
         query=urlencode(given),
         older=urlencode(more) if more is not None else None,
@@ -113,7 +124,9 @@ def _given(request: Request) -> dict[str, str]:
     return given
 
 
-async def _find(request: Request, viewer: Viewer, given: dict[str, str]) -> Found:
+async def _find(
+    request: Request, viewer: Viewer, given: dict[str, str], *, with_counts: bool = False
+) -> Found:
     since, until = _day(given, "from", viewer), _day(given, "to", viewer, timedelta(days=1))
     asked = ListChanges(
         limit=MOST_CHANGES,
@@ -122,13 +135,16 @@ async def _find(request: Request, viewer: Viewer, given: dict[str, str]) -> Foun
         task=given.get("task"),
         action=given.get("action"),
         after=request.query_params.get("after"),
+        counts=with_counts,
     )
     changes: list[Change] = []
+    counts: ChangeCounts | None = None
     begins_at_cursor = asked.after is not None
     for _ in range(PAGES_READ):
         page = await viewer.operations(asked)
         changes += page.changes
-        asked = asked.model_copy(update={"after": page.after})
+        counts = counts or page.counts
+        asked = asked.model_copy(update={"after": page.after, "counts": False})
         if page.after is None:
             break
     oldest = changes[-1].at if asked.after is not None else since
@@ -144,7 +160,10 @@ async def _find(request: Request, viewer: Viewer, given: dict[str, str]) -> Foun
             if (oldest is None or each.opened_at >= oldest)
             and (newest is None or each.opened_at < newest)
         ]
-    return Found(changes, await offload(lines_of, changes, incidents), asked.after)
+    numbers = Counter({(SERVICE, "failures"): len(incidents)} if incidents else {})
+    for each in counts.by if counts is not None else ():
+        numbers[each.who or SERVICE, each.kind] += each.number
+    return Found(changes, await offload(lines_of, changes, incidents), asked.after, numbers)
 
 
 def _day(

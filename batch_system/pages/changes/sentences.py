@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from batch_system.operations.incidents.results import Incident
+from batch_system.operations.people.changes import kind_of
 from batch_system.operations.people.results import Change
 from batch_system.pages.night.changes_in_words import (
     TOGETHER,
@@ -27,25 +28,6 @@ KINDS = {
     "access": ("key-round", "Tokens, sessions, backups"),
 }
 """The kinds of lines, each with its icon and its label."""
-_KIND_OF = {
-    "service": "deploys",
-    "node": "deploys",
-    "database": "deploys",
-    "settings": "settings",
-    "schedule": "settings",
-    "task.change": "settings",
-    "run.acknowledge": "acknowledged",
-    "bulk.acknowledge": "acknowledged",
-    "bulk.reopen": "acknowledged",
-    "incident": "acknowledged",
-    "run": "runs",
-    "bulk": "runs",
-    "slots": "runs",
-    "task.backfill": "runs",
-    "task": "pauses",
-    "maintenance": "pauses",
-}
-"""The kind of an action, or of all actions whose name begins with this word."""
 SERVICE = "the service"
 LONGEST_TARGET = 200
 
@@ -81,11 +63,6 @@ def lines_of(changes: Iterable[Change], incidents: Iterable[Incident]) -> list[L
     lines = [line_of(change) for change in changes] + [_of_incident(each) for each in incidents]
     ordered = sorted(lines, key=lambda line: line.at, reverse=True)
     return _with_deploys(_joined(ordered))
-
-
-def kind_of(action: str) -> str:
-    """The kind of an action of the audit, which may be one of another version."""
-    return _KIND_OF.get(action) or _KIND_OF.get(action.partition(".")[0]) or "access"
 
 
 def line_of(change: Change) -> Line:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import json_rows
@@ -95,6 +95,22 @@ def listing(
     if action is not None:
         query = query.where(events.c.action == action)
     return query
+
+
+def numbers(
+    most: int,
+    before: tuple[datetime, str] | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    task: str | None = None,
+    action: str | None = None,
+) -> Select[Any]:
+    """A query for how many events have each actor, source and action, among the newest `most` of
+    those that `listing` finds.
+    """
+    of_all = listing(most, before, since, until, task, action)
+    found = of_all.with_only_columns(events.c.actor, events.c.source, events.c.action).subquery()
+    return select(*found.c, func.count().label("number")).group_by(*found.c)
 
 
 async def newest(connection: AsyncConnection, action: str) -> Mapping[Any, Any] | None:
