@@ -26,6 +26,7 @@ STYLES = (
     "changes.css",
     "runs.css",
     "command.css",
+    "print.css",
 )
 """The style sheets, which are sent as one in this order."""
 SCRIPTS = ("signin.js", "zone.js")
