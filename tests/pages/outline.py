@@ -4,6 +4,7 @@ and positions.
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 VOID = {"input", "meta", "link", "br", "img", "hr", "wbr"}
@@ -27,6 +28,7 @@ SECRET = {"csrf", "key", "preview"}
 """Fields whose value is another one each time."""
 MOST_ALIKE = 6
 """Of so many rows of a list the outline has each, of the others only their number."""
+DECORATION = "i"
 ROWS = {"tr", "li", "article", "g", "option"}
 
 
@@ -50,6 +52,8 @@ class Outline(HTMLParser):
                 self._say(f"svg: {given['aria-label']}")
             self._drawn += tag not in VOID
             return
+        if tag == DECORATION:
+            return
         is_row = tag in ROWS
         self._counts[-1] += is_row
         if self._left_out or (is_row and self._counts[-1] > MOST_ALIKE):
@@ -61,6 +65,8 @@ class Outline(HTMLParser):
             self._counts.append(0)
 
     def handle_endtag(self, tag: str) -> None:
+        if tag == DECORATION:
+            return
         if self._drawn:
             self._drawn -= 1
         elif self._left_out:
@@ -93,6 +99,9 @@ class Outline(HTMLParser):
 
 def outline(html: str) -> str:
     """The outline of a page."""
+    # A long table leaves out the end tags of its cells and rows.
+    html = re.sub(r"(<td>[^<]*)(?=<t[dr]>|</tbody>)", r"\1</td>", html)
+    html = re.sub(r"</td>(?=<tr>|</tbody>)", "</td></tr>", html)
     reader = Outline()
     reader.feed(html)
     reader.close()

@@ -25,7 +25,8 @@ from batch_system.pages.charts.axis import Axis
 from batch_system.pages.charts.day_map import day_map
 from batch_system.pages.charts.forecast_chart import path_chart
 from batch_system.pages.charts.night_chart import axis_of, night_chart
-from batch_system.pages.charts.night_lanes import drawn
+from batch_system.pages.charts.night_lanes import drawn, night_lane
+from batch_system.pages.charts.paths import Paths
 from batch_system.pages.charts.spark_chart import spark_chart
 from batch_system.pages.charts.strip_chart import strip_chart
 from batch_system.pages.charts.timeline import timeline_drawn
@@ -95,8 +96,8 @@ def test_only_a_run_that_runs_ends_in_a_round_head() -> None:
     chart = SimpleNamespace(ticks=[], now=None, outages=[], clock_changes=[])
     for state, heads in (("running", 1), ("queued", 0), ("retrying", 0), ("interrupted", 0)):
         lane = Lane(task="load", counts={}, runs=[run(state, end=None)])
-        html = template("charts.html").lane(drawn(lane, axis, NOW, 1.0), chart, "")
-        assert html.count('<circle r="4.5"') == heads, state
+        html = template("charts.html").lane(night_lane(lane, axis, NOW, 1.0), chart, "")
+        assert html.count('r="4.5"') == heads, state
 
 
 def test_the_attempts_of_a_run_have_their_own_hatches() -> None:
@@ -137,7 +138,7 @@ def test_each_cell_of_a_dense_lane_that_is_not_all_good_has_a_mark() -> None:
         )
         (cell,) = drawn(lane, axis, NOW, 1.0).cells
         html = template("charts.html").cell(cell)
-        assert "<title>" in html and f'class="mark-{mark}"' in html, name
+        assert "<title>" in html and f'href="#mark-{mark}"' in html, name
     assert "mark-" not in template("charts.html").cell(
         SimpleNamespace(**{**vars(cell), "css": "cell-succeeded"})
     )
@@ -198,13 +199,15 @@ def test_below_the_line_of_the_night_failed_is_solid_missed_is_split_and_chosen_
     counts = {"failed": 2, "missed": 3, "unaccounted": 1, "paused": 4}
     columns = [Column(at=NOW - HOUR, counts=counts)]
     chart = night_chart(columns, axis_of(columns, HOUR, UTC_ZONE), HOUR, None, [], [])
-    boxes = {box.css: box for box in chart.boxes}
-    assert set(boxes) == {"f-failed", "split", "cell-unaccounted"}
-    ((css, path),) = chart.paths.drawn()
-    assert css == "f-skipped" and "152.8V151.2h" in path and boxes["f-failed"].height > 2
-    html = template("charts.html").night(chart, 184, "pw")
-    assert html.count("url(#hatch-split)") == 1 and html.count("failed</title>") == 0
-    assert html.count("<title>") == 3
+    assert {box.css for box in chart.columns.boxes} == {"split", "cell-unaccounted"}
+    (chosen,) = chart.columns.paths.drawn()
+    assert (chosen.css, chosen.thickness) == ("f-skipped", "1.6")
+    (failed,) = chart.columns.paths.told
+    assert failed.css == "f-failed" and failed.marks[0].title == "05:42 to 06:42: 2 failed"
+    html = template("charts.html").night(chart, 184)
+    assert html.count("url(#hatch-split)") == 1 and html.count("<title>") == 3
+    assert chart.classes == ["paused", "missed", "failed", "unaccounted"]
+    assert chart.rows == [("05:42", ["4", "3", "2", "1"])]
 
 
 def test_a_small_chart_marks_each_run_that_has_not_succeeded() -> None:
@@ -228,6 +231,46 @@ def test_no_style_beats_the_hatch_of_a_bar() -> None:
         name in outlined
         for name in ('[class*="bar-"]', '[class*="cell-"]', ".split", ".h-ok", ".s-under")
     )
+
+
+def test_many_narrow_bars_of_one_state_are_one_link_to_all_their_runs() -> None:
+    def at(number: int, state: str) -> LaneRun:
+        begin = NOW - 10 * HOUR + number * 15 * MINUTE
+        return LaneRun(
+            id=f"r-{number}", slot=begin, state=state, created_at=begin, begin=begin, end=begin
+        )
+
+    axis = Axis(NOW - 12 * HOUR, NOW + 2 * HOUR, UTC_ZONE)
+    chart = SimpleNamespace(ticks=[], now=None, outages=[], clock_changes=[])
+    for failed, links in ((3, 3), (4, 1), (20, 1)):
+        runs = [
+            at(number, "failed" if 5 <= number < 5 + failed else "succeeded")
+            for number in range(30)
+        ]
+        html = template("charts.html").lane(
+            night_lane(Lane(task="load", counts={}, runs=runs), axis, NOW, 1.0), chart, "/b"
+        )
+        assert html.count("<a ") == links
+        assert len(re.findall(r"u-failed|×", html)) == failed, "each has its mark"
+    assert (
+        'href="/b/runs?task=load&amp;state=failed&amp;slot_since=2026-10-24T21:57:00Z'
+        '&amp;slot_until=2026-10-25T02:42:01Z"' in html
+    )
+    assert "<title>load 21:57 to 02:42: 20 failed</title>" in html
+
+
+def test_marks_that_are_alike_are_one_line_with_dashes_and_the_others_stay_where_they_are() -> None:
+    def drawn_row(*places: tuple[float, float]) -> list[tuple[str, str | None]]:
+        paths = Paths()
+        for x, width in places:
+            paths.add_box(SimpleNamespace(x=x, width=width, css="bar-succeeded"), 19, 13)
+        return [(each.path, each.dashes) for each in paths.drawn()]
+
+    alike = [(10 + n * 1.123, 0.94) for n in range(60)]
+    assert drawn_row(*alike) == [("M1000 25.5h6720", "94.00 18.30")]
+    assert drawn_row(*alike[:30], *alike[33:]) == [("M1000 25.5h3351m355 0h3014", "94.00 18.30")]
+    assert drawn_row(*alike[:3], (30, 5)) == [("M1000 25.5h94m18 0h94m19 0h94m1681 0h500", None)]
+    assert drawn_row((10, 0.3), (10, 0.3)) == [("M1000 25.5h30m-30 0h30", None)]
 
 
 async def test_each_hatch_that_a_page_uses_is_on_it_once(people: People) -> None:
@@ -265,7 +308,7 @@ def test_where_the_clocks_change_the_lanes_have_a_line_a_label_and_times_with_of
         runs=[run("succeeded", BACK - HOUR / 2, BACK), run("failed", BACK + HOUR / 2)],
     )
     html = charts.lane(drawn(lane, axis, None, 1.0), chart, "")
-    assert '<line x1="50.0%" x2="50.0%" y1="0" y2="100%" class="s-mark"/>' in html
+    assert '<line x1="50%" x2="50%" y2="100%" class="s-mark"/>' in head and "#lane-back" in html
     assert "load 02:30 +02:00: succeeded" in html and "load 02:30 +01:00: failed" in html
 
 
@@ -277,8 +320,9 @@ def test_the_timeline_of_tasks_has_them_too_and_other_days_have_none() -> None:
         timeline = timeline_drawn(found, tasks, None, zone)
         lines = template("timeline.html")
         html = lines.row(timeline.groups[0].lanes[0], timeline, "")
-        assert html.count('class="s-mark"') == line and f"load {time}: succeeded" in html
-        assert lines.head(timeline, 12).count("03:00 → 02:00") == line
+        head = lines.head(timeline, 12)
+        assert f"load {time}: succeeded" in html and "#lane-back" in html
+        assert head.count('class="s-mark"') == line and head.count("03:00 → 02:00") == line
 
 
 def test_the_path_of_a_promise_is_drawn_in_its_order_and_its_words_stand_where_they_fit() -> None:

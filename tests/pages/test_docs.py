@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from batch_system.pages.frame.render import TEMPLATES
+from batch_system.pages.frame.assets import STATIC
 from batch_system.pages.routes import routes
 from tests.docs_blocks import read
 
@@ -32,11 +32,11 @@ def test_each_page_is_in_the_docs_with_its_address() -> None:
 
 def test_each_key_is_in_the_docs() -> None:
     (listed,) = re.findall(
-        r"{% for key, words in (.*?) %}", (TEMPLATES / "live.html").read_text(), re.DOTALL
+        r"const LIST = \[(.*?)\n\];", (STATIC / "keys.js").read_text(), re.DOTALL
     )
     keys = {
         key.lower()
-        for found in re.findall(r'\("([^"]+)", "[^"]+"\)', listed)
+        for found in re.findall(r'\["([^"]+)", "[^"]+"\]', listed)
         for key in found.split()
     }
     table = read("docs/pages.md").partition("| key |")[2].partition("\n\n")[0]

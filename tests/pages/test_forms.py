@@ -34,7 +34,7 @@ def problem_in(html: str) -> str:
 
 def mistakes_in(html: str) -> dict[str, str]:
     """What the form of a start says at each of its fields, by the end of the field's id."""
-    found = re.findall(r'<p class="bad-f" id="e-[pf]-(\w+)">(?:<svg.*?</svg>)?<span>([^<]*)', html)
+    found = re.findall(r'<p class="bad-f" id="e-[pf]-(\w+)">(?:<i [^>]*></i>)?<span>([^<]*)', html)
     return {name: unescape(words) for name, words in found}
 
 

@@ -108,7 +108,7 @@ async def test_a_run_that_stands_still_says_since_when(
     if chunks:
         await commit_chunks(people, run, chunks, 400)
     html = await people.operator.page(f"/runs/{run}")
-    stalled = re.search(r'<div class="c-retrying"[^>]*>(?:<svg.*?</svg>) ([^<]*)</div>', html)
+    stalled = re.search(r'<div class="c-retrying"[^>]*>(?:<i [^>]*></i>) ([^<]*)</div>', html)
     assert bool(stalled) == bool(words)
     assert stalled is None or words is None or re.fullmatch(words, stalled[1])
 

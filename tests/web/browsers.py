@@ -23,7 +23,7 @@ OPTIONS = (
     "--disable-quic",
 )
 Scheme = Literal["light", "dark"]
-SIZES = {1440: 900, 1280: 900, 1024: 768, 768: 1024, 640: 844, 390: 844}
+SIZES = {1440: 900, 1280: 900, 1024: 768, 768: 1024, 640: 844, 390: 844, 320: 844}
 """The widths of a window, and their heights, in CSS pixels."""
 SECOND = 1_000.0
 PATIENCE = 30 * SECOND

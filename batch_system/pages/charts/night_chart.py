@@ -44,6 +44,10 @@ _LOW = (
 """What lies below the line: the class, its style, and the least height of its box, since a lower
 one could not be split.
 """
+NEAR = 3
+"""Columns that are no further apart than this many have their words together."""
+SOLID = {"f-failed": "failed", "f-running": "active"}
+"""What has neither a hatch nor an outline, and which slots it stands for."""
 _CHOSEN = ("skipped", "paused", "cancelled")
 
 
@@ -81,23 +85,30 @@ class Moment:
 
 
 @dataclass
+class Columns:
+    """`boxes`: those that are drawn one by one, because of their hatch or their outline."""
+
+    boxes: list[Box] = field(default_factory=list)
+    paths: Paths = field(default_factory=lambda: Paths(is_upright=True))
+
+
+@dataclass
 class Chart:
     """What the chart draws. `now`: the place of the present; None in a window that is over.
 
-    `paths`: the boxes of what went well, of what is to come and of what was chosen not to run;
-    `boxes`: all others. `rows`: the same as a table: the time of each column, and what became of
-    its slots.
+    `rows`: the same as a table: the time of each column, and how many of its slots are of each of
+    the `classes`.
     """
 
     minutes: int
     ticks: list[Tick]
-    boxes: list[Box] = field(default_factory=list)
-    paths: Paths = field(default_factory=Paths)
+    columns: Columns
     marks: list[Mark] = field(default_factory=list)
     outages: list[Box] = field(default_factory=list)
     now: float | None = None
     now_label: str = ""
-    rows: list[tuple[str, str]] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    rows: list[tuple[str, list[str]]] = field(default_factory=list)
     clock_changes: list[ClockChange] = field(default_factory=list)
 
 
@@ -108,28 +119,15 @@ def night_chart(
     now: datetime | None,
     moments: Sequence[Moment],
     outages: Sequence[tuple[datetime, datetime]],
-    is_small: bool = False,
 ) -> Chart:
-    """`length`: how long a column is. `now`: None if the window is over. `is_small`: for a screen
-    without a pointer, so that only the boxes with a hatch are none of its paths.
-    """
-    chart = Chart(int(length.total_seconds() // 60), axis.ticks(), clock_changes=axis.clock_changes)
-    above = max((_above(column) for column in columns), default=0)
-    below = max((_below(column.counts) for column in columns), default=0)
-    cell = min(CELL, ABOVE / above) if above else CELL
-    low = min(LOW_CELL, BELOW / below) if below else LOW_CELL
-    width = axis.width(axis.begin, axis.begin + length)
-    for column in columns:
-        left, wide = round(axis.x(column.at) + width * 0.12, 3), round(width * 0.76, 3)
-        words = in_words(column.counts)
-        title = f"{axis.time(column.at)}: {words}" if words else ""
-        boxes = [
-            *_high(column, left, wide, cell, title),
-            *_low_boxes(column.counts, left, wide, low, title),
-        ]
-        chart.boxes += chart.paths.with_plain(boxes, {"f-failed", "f-running"} if is_small else ())
-        if words:
-            chart.rows.append((axis.time(column.at), words))
+    """`length`: how long a column is. `now`: None if the window is over."""
+    chart = Chart(
+        int(length.total_seconds() // 60),
+        axis.ticks(),
+        _drawn(columns, axis, length),
+        clock_changes=axis.clock_changes,
+    )
+    chart.classes, chart.rows = _table(columns, axis)
     chart.outages = [
         Box(
             axis.x(a),
@@ -145,6 +143,65 @@ def night_chart(
     if now is not None:
         chart.now, chart.now_label = axis.x(now), clock(now, axis.zone)[:5]
     return chart
+
+
+def _drawn(columns: Sequence[Column], axis: Axis, length: timedelta) -> Columns:
+    out, solid = Columns(), list[tuple[Column, Box]]()
+    above = max((_above(column) for column in columns), default=0)
+    below = max((_below(column.counts) for column in columns), default=0)
+    cell = min(CELL, ABOVE / above) if above else CELL
+    low = min(LOW_CELL, BELOW / below) if below else LOW_CELL
+    width = axis.width(axis.begin, axis.begin + length)
+    for column in columns:
+        left, wide = round(axis.x(column.at) + width * 0.12, 3), round(width * 0.76, 3)
+        words = in_words(column.counts)
+        title = f"{axis.time(column.at)}: {words}" if words else ""
+        boxes = [
+            *_high(column, left, wide, cell, title),
+            *_low_boxes(column.counts, left, wide, low, title),
+        ]
+        boxes = out.paths.with_plain(boxes)
+        out.boxes += [box for box in boxes if box.css not in SOLID]
+        solid += [(column, box) for box in boxes if box.css in SOLID]
+    for css, name in SOLID.items():
+        for some in _stretches([each for each in solid if each[1].css == css], length):
+            words = in_words({name: sum(column.counts[name] for column, _ in some)})
+            begin, end = axis.time(some[0][0].at), axis.time(some[-1][0].at + length)
+            places = [(box, box.y, box.height) for _, box in some]
+            out.paths.tell(places, f"{begin} to {end}: {words}")
+    return out
+
+
+def _stretches(
+    columns: Sequence[tuple[Column, Box]], length: timedelta
+) -> list[list[tuple[Column, Box]]]:
+    """The columns that stand near each other."""
+    found: list[list[tuple[Column, Box]]] = []
+    for each in columns:
+        if found and each[0].at - found[-1][-1][0].at <= NEAR * length:
+            found[-1].append(each)
+        else:
+            found.append([each])
+    return found
+
+
+def _table(columns: Sequence[Column], axis: Axis) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The words of the classes that occur, the most frequent one first, and a row for each column
+    that has slots. Where it has none of a class it says nothing, and after its last one it ends.
+    """
+    total = sum((Counter(column.counts) for column in columns), Counter[str]())
+    classes = [(name, word) for name, word in WORDS if total[name]]
+    classes.sort(key=lambda each: -total[each[0]])
+    rows = []
+    for column in columns:
+        cells = [
+            f"{number:,}" if (number := column.counts.get(name, 0)) else "" for name, _ in classes
+        ]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            rows.append((axis.time(column.at), cells))
+    return [word for _, word in classes], rows
 
 
 def _took(begin: datetime, end: datetime) -> str:
@@ -176,9 +233,8 @@ def _high(column: Column, left: float, wide: float, cell: float, title: str) -> 
     for css, number in parts:
         if number:
             y -= number * cell
-            boxes.append(
-                Box(left, wide, round(y, 1), round(max(0.8, number * cell - 0.6), 1), css, title)
-            )
+            top, bottom = round(y), round(y + number * cell)
+            boxes.append(Box(left, wide, top, max(0.8, bottom - top), css, title))
     return boxes
 
 
@@ -243,19 +299,6 @@ def deployed(change: NightChange) -> str | None:
     """The version of the application that a deploy has brought."""
     version = change.after.get("application") if isinstance(change.after, dict) else None
     return version if isinstance(version, str) else None
-
-
-def joined(columns: Sequence[Column]) -> list[Column]:
-    """Two columns each as one, for a narrow screen."""
-    pairs = [columns[number : number + 2] for number in range(0, len(columns), 2)]
-    return [
-        Column(
-            at=pair[0].at,
-            counts=dict(sum((Counter(column.counts) for column in pair), Counter())),
-            planned=sum(column.planned for column in pair),
-        )
-        for pair in pairs
-    ]
 
 
 def axis_of(columns: Sequence[Column], length: timedelta, zone: ZoneInfo) -> Axis:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import groupby
+from urllib.parse import urlencode
 
 from batch_system.operations.night.lanes import Lane, LaneRange, LaneRun
 from batch_system.pages.charts.axis import Axis
 from batch_system.pages.charts.night_chart import Box, in_words
-from batch_system.pages.charts.paths import Paths
+from batch_system.pages.charts.paths import BAR_HEIGHT, NARROW, PLAIN, Paths
+from batch_system.pages.frame.formatting import instant
 
 TEN_MINUTES = timedelta(minutes=10)
+MANY = 4
+"""So many narrow bars are one link."""
 GLYPH_Y, BAR_TOP = 10, 19
+WAITS_TOP, WAITS_HEIGHT = 34, 4
+"""Of the bar of what waits, which is below the others: it may wait for the run that is drawn there.
+"""
+WAITS = ("bar-queued", "bar-waiting")
 HAIR = 0.3
 """The least width of a bar, in percent."""
 _WORST = (
@@ -50,13 +59,15 @@ class Bar:
     title: str
     run: str
     goes_on: bool
+    slot: datetime | None = None
 
 
 @dataclass
 class DrawnLane:
     """A lane as it is drawn. `words`: what became of its slots.
 
-    `paths`: what needs no words of its own; the other marks are in the lists.
+    `paths`: what needs no words of its own, and narrow bars; the other marks are in the lists.
+    `heads`: where runs that go on end now.
     """
 
     task: str
@@ -64,15 +75,65 @@ class DrawnLane:
     glyphs: list[Glyph] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
     cells: list[Box] = field(default_factory=list)
+    heads: list[float] = field(default_factory=list)
     paths: Paths = field(default_factory=Paths)
+
+
+def has_head(bar: Bar) -> bool:
+    """Whether the bar ends in a round head."""
+    return bar.goes_on and bar.css == "bar-running"
 
 
 def night_lane(lane: Lane, axis: Axis, now: datetime | None, cell_width: float) -> DrawnLane:
     """A lane of Night, in which marks that need no words are paths."""
     out = drawn(lane, axis, now, cell_width)
     out.cells, out.glyphs = join_marks(out.paths, out.cells, out.glyphs)
-    out.bars = [bar for bar in out.bars if not out.paths.has_taken(bar, BAR_TOP)]
+    placed = [
+        (bar, WAITS_TOP, WAITS_HEIGHT) if bar.css in WAITS else (bar, BAR_TOP, BAR_HEIGHT)
+        for bar in out.bars
+    ]
+    out.heads = [bar.x + bar.width for bar in out.bars if has_head(bar)]
+    out.bars = [bar for bar, _ in without_narrow(out.paths, placed, lane.task, axis)]
     return out
+
+
+def without_narrow(
+    paths: Paths, placed: Iterable[tuple[Bar, float, float]], task: str, axis: Axis
+) -> list[tuple[Bar, float]]:
+    """Add the narrow ones of these bars to the paths, those in PLAIN without their words. Returns
+    the others, each with its y. `placed`: each with its y and its height.
+
+    Many narrow bars of one state without another one between them are one link to all their runs.
+    """
+    others: list[tuple[Bar, float]] = []
+    for (css, is_narrow, y), group in groupby(placed, key=_kind):
+        some = list(group)
+        if not is_narrow:
+            others += [(bar, y) for bar, _, _ in some]
+        elif css in PLAIN:
+            for bar, _, height in some:
+                paths.add_box(bar, y, height)
+        else:
+            slots = [bar.slot for bar, _, _ in some if bar.slot is not None]
+            if len(slots) == len(some) >= MANY:
+                state, times = css.removeprefix("bar-"), (axis.time(slots[0]), axis.time(slots[-1]))
+                query = {
+                    "task": task,
+                    "state": state,
+                    "slot_since": instant(slots[0]),
+                    "slot_until": instant(slots[-1] + timedelta(seconds=1)),
+                }
+                title = f"{task} {times[0]} to {times[1]}: {len(some):,} {state}"
+                paths.tell(some, title, f"/runs?{urlencode(query, safe=':')}")
+            else:
+                for each in some:
+                    paths.tell([each], each[0].title, f"/runs/{each[0].run}")
+    return others
+
+
+def _kind(placed: tuple[Bar, float, float]) -> tuple[str, bool, float]:
+    bar, y, _ = placed
+    return bar.css, bar.width < NARROW, y
 
 
 def join_marks(
@@ -145,7 +206,8 @@ def _bar(run: LaneRun, task: str, axis: Axis, now: datetime | None) -> list[Bar]
     at = run.slot or run.created_at
     title = f"{task} {axis.time(at)}: {run.state}"
     width = axis.width(begin, max(begin, end), HAIR)
-    return [Bar(axis.x(begin), width, f"bar-{run.state}", title, run.id, run.end is None)]
+    css, goes_on = f"bar-{run.state}", run.end is None
+    return [Bar(axis.x(begin), width, css, title, run.id, goes_on, run.slot)]
 
 
 def _between(each: LaneRange, axis: Axis) -> list[Box]:

@@ -19,13 +19,14 @@ DOTS = {"failed": "dot-failed"} | dict.fromkeys(
 
 @dataclass
 class SparkChart:
-    """`words`: how many runs there are in each state. `marked`: the bars that have a sign above
-    them which is no dot.
+    """`words`: how many runs there are in each state. `places`: the width of the box of its paths.
+    `marked`: the bars that have a sign above them which is no dot.
     """
 
     number: int
     words: str
-    paths: Paths = field(default_factory=Paths)
+    places: int
+    paths: Paths
     marked: list[Box] = field(default_factory=list)
 
 
@@ -34,7 +35,7 @@ def spark_chart(sparks: Sequence[Spark], places: int = 60) -> SparkChart:
     shown = sparks[-places:]
     states = Counter(spark.state for spark in shown)
     words = ", ".join(f"{number} {state}" for state, number in states.most_common())
-    chart = SparkChart(len(shown), words)
+    chart = SparkChart(len(shown), words, places, Paths(is_upright=True, width=places))
     longest = max((spark.seconds or 0.0 for spark in shown), default=0.0)
     width = 100 / places
     for number, spark in enumerate(shown, places - len(shown)):

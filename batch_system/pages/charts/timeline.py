@@ -14,8 +14,17 @@ from batch_system.operations.tasks.results import TaskSummary
 from batch_system.operations.tasks.timeline import TaskLane, Timeline
 from batch_system.pages.charts.axis import Axis, ClockChange, Tick, minute_ticks
 from batch_system.pages.charts.night_chart import Box
-from batch_system.pages.charts.night_lanes import BAR_TOP, HAIR, Bar, Glyph, drawn, join_marks
-from batch_system.pages.charts.paths import Paths
+from batch_system.pages.charts.night_lanes import (
+    BAR_TOP,
+    HAIR,
+    Bar,
+    Glyph,
+    drawn,
+    has_head,
+    join_marks,
+    without_narrow,
+)
+from batch_system.pages.charts.paths import BAR_HEIGHT, Paths
 from batch_system.pages.frame.formatting import clock
 
 ROW, HEIGHT, MOST_ROWS = 18, 40, 3
@@ -45,8 +54,8 @@ class TaskLaneDrawn:
     """A lane as it is drawn. `hint`: the schedule, or what replaces it. `rows`: bars with the y of
     their row.
 
-    `paths`: what needs no words of its own. `note`: words at `note_x`, right of a slot that was
-    missed.
+    `heads`: the y of the bars that end now in a round head. `paths`: what needs no words of its
+    own, and narrow bars. `note`: words at `note_x`, right of a slot that was missed.
     """
 
     task: str
@@ -56,7 +65,8 @@ class TaskLaneDrawn:
     height: int = HEIGHT
     glyphs: list[Glyph] = field(default_factory=list)
     cells: list[Box] = field(default_factory=list)
-    rows: list[tuple[Bar, int]] = field(default_factory=list)
+    rows: list[tuple[Bar, float]] = field(default_factory=list)
+    heads: list[float] = field(default_factory=list)
     late: list[Late] = field(default_factory=list)
     paths: Paths = field(default_factory=Paths)
     note: str = ""
@@ -130,7 +140,9 @@ def _lane(found: TaskLane, task: TaskSummary, axis: Axis, now: datetime) -> Task
         if found.expected is not None and not lane.is_paused:
             out.cells += _expected(lane.planned, found.expected, axis)
     out.cells, out.glyphs = join_marks(out.paths, out.cells, out.glyphs)
-    out.rows = [(bar, y) for bar, y in out.rows if not out.paths.has_taken(bar, y)]
+    out.heads = [y for bar, y in out.rows if has_head(bar)]
+    placed = [(bar, y, BAR_HEIGHT) for bar, y in out.rows]
+    out.rows = without_narrow(out.paths, placed, lane.task, axis)
     return out
 
 

@@ -26,6 +26,7 @@ STYLES = (
     "changes.css",
     "runs.css",
     "command.css",
+    "print.css",
 )
 """The style sheets, which are sent as one in this order."""
 SCRIPTS = ("signin.js", "zone.js")
@@ -37,6 +38,8 @@ MODULE = ("time.js", "live.js", "dialog.js", "log.js", "choose.js", "command.js"
 """The scripts of the pages, which are sent as one module in this order, because they share
 names.
 """
+ICONS = tuple(sorted(each.stem for each in (STATIC / "icons").glob("*.svg")))
+"""The icons, which are sent as one picture in this order, each 24 units wide."""
 FONTS = ("fonts/inter.woff2", "fonts/mono.woff2")
 TYPES = {
     "css": "text/css; charset=utf-8",
@@ -44,6 +47,7 @@ TYPES = {
     "woff2": "font/woff2",
     "svg": "image/svg+xml",
 }
+_INNER = re.compile(r"<svg[^>]*>(.*)</svg>", re.DOTALL)
 _IN_STYLE = re.compile(r"url\(([a-z0-9_./-]+)\)")
 
 
@@ -81,10 +85,33 @@ def assets() -> Assets:
         by_name[named] = Asset(TYPES[ending], content, packed)
         names[name] = named
 
-    for name in (*FONTS, *SCRIPTS, "icon.svg"):
+    for name in (*FONTS, *SCRIPTS, "icon.svg", "logo.svg"):
         add(name, (STATIC / name).read_bytes())
-    style = "\n".join((STATIC / name).read_text() for name in STYLES)
+    add("icons.svg", _icons().encode())
+    places = (f".i-{name}{{--i:{n / (len(ICONS) - 1):.5f}}}" for n, name in enumerate(ICONS))
+    style = "\n".join(
+        [
+            *((STATIC / name).read_text() for name in STYLES),
+            *places,
+            f":root{{--icons:{len(ICONS)}}}",
+        ]
+    )
     add("pages.css", _IN_STYLE.sub(lambda found: f"url({names[found[1]]})", style).encode())
     for name, sources in (("htmx.js", HTMX), ("pages.js", MODULE)):
         add(name, "\n".join((STATIC / source).read_text() for source in sources).encode())
     return Assets(by_name, names)
+
+
+def _icons() -> str:
+    """All icons side by side. Styles cut each of them out, and give it the colour of its text."""
+    drawn = []
+    for number, name in enumerate(ICONS):
+        found = _INNER.search((STATIC / "icons" / f"{name}.svg").read_text())
+        assert found is not None, name
+        drawn.append(f'<g transform="translate({24 * number})">{" ".join(found[1].split())}</g>')
+    size = f'width="{24 * len(ICONS)}" height="24" viewBox="0 0 {24 * len(ICONS)} 24"'
+    look = 'fill="none" stroke="#000" stroke-width="1.9" stroke-linecap="round"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {look} stroke-linejoin="round">'
+        f"{''.join(drawn)}</svg>"
+    )

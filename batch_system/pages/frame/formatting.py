@@ -6,7 +6,7 @@ Arguments are in seconds, in bytes, or aware instants; instants are shown in the
 from __future__ import annotations
 
 import math
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 MINUS = "\N{MINUS SIGN}"
@@ -106,6 +106,13 @@ def clock(at: datetime, zone: ZoneInfo, with_seconds: bool = False) -> str:
     return local.strftime("%H:%M:%S" if with_seconds else "%H:%M") + (
         f" {offset(at, zone)}" if is_repeated else ""
     )
+
+
+def instant(at: datetime) -> str:
+    """An instant as machines read it, such as 2026-10-24T18:00:00Z. It needs no quoting in an
+    address.
+    """
+    return f"{at.astimezone(UTC).replace(tzinfo=None).isoformat()}Z"
 
 
 def log_time(text: str, zone: ZoneInfo) -> str:

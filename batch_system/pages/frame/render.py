@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from batch_system import escaping
 from batch_system.concurrency.offload import offload
 from batch_system.pages.frame import formatting
-from batch_system.pages.frame.assets import STATIC, assets
+from batch_system.pages.frame.assets import ICONS, assets
 from batch_system.words import CHIPS, SUBJECTS, kept_back_parts
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -31,8 +31,6 @@ MOST_MARKS = 100
 LONGEST_LINES = 100_000
 """A text of several lines, such as a traceback, has at most this many characters."""
 
-_INNER = re.compile(r"<svg[^>]*>(.*)</svg>", re.DOTALL)
-
 
 @cache
 def environment() -> Environment:
@@ -46,7 +44,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    for name in ("number", "rate", "counted", "percent", "size", "duration"):
+    for name in ("number", "rate", "counted", "percent", "size", "duration", "instant"):
         made.filters[name] = getattr(formatting, name)
     made.filters |= {
         "lines": lines,
@@ -73,10 +71,12 @@ def _render(template: str, values: dict[str, Any]) -> str:
 
 def _shown(value: Any) -> Any:
     """A value as it is put into a page: invisible and control characters of text are escapes such
-    as `\\x1b`.
+    as `\\x1b`, and a number is a place in a drawing, for which two decimals are enough.
     """
     if value is None:
         return ""
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return escaping.line(escaping.brief(value, LONGEST_TEXT))
@@ -116,11 +116,6 @@ def json_text(value: Any) -> str:
 
 @cache
 def icon(name: str, css: str = "") -> Markup:
-    """An icon as SVG that stands in the page, so that it takes the colour of its text. Screen
-    readers skip it.
-    """
-    found = _INNER.search((STATIC / "icons" / f"{name}.svg").read_text())
-    assert found is not None, name
-    inner = " ".join(found[1].split()).replace(" />", "/>").replace("> <", "><")
-    attributes = f'class="{f"i {css}".strip()}" viewBox="0 0 24 24" aria-hidden="true"'
-    return Markup(f"<svg {attributes}>{inner}</svg>")  # noqa: S704
+    """An icon, which has the colour of its text. Screen readers skip it."""
+    assert name in ICONS, name
+    return Markup(f'<i class="{f"i {css}".strip()} i-{name}"></i>')  # noqa: S704

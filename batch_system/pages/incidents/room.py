@@ -169,8 +169,9 @@ def _stations(found: Room, viewer: Viewer) -> list[Station]:
         formatting.duration((at - event.at).total_seconds())
         for event, at in zip(events, later, strict=False)
     ]
+    # The last one has no gap behind it. An incident of a pool may have no event at all.
     return [
-        _station(event, gap, found, viewer) for event, gap in zip(events, [*gaps, ""], strict=True)
+        _station(event, gap, found, viewer) for event, gap in zip(events, [*gaps, ""], strict=False)
     ]
 
 

@@ -15,7 +15,7 @@ from batch_system.operations.night.results import Night, SlotForecast
 from batch_system.operations.tasks import listing
 from batch_system.pages.charts.forecast_chart import PathChart, path_chart
 from batch_system.pages.charts.late_bar import late_bar
-from batch_system.pages.charts.night_chart import axis_of, joined, moments_of, night_chart
+from batch_system.pages.charts.night_chart import axis_of, moments_of, night_chart
 from batch_system.pages.charts.night_lanes import night_lane
 from batch_system.pages.charts.spark_chart import spark_chart
 from batch_system.pages.frame import formatting
@@ -160,10 +160,6 @@ def _charts(page: NightPage, viewer: Viewer) -> dict[str, Any]:
         moments_of(found.needs, found.changes, found.since),
         outages,
     )
-    pairs = joined(page.columns)
-    small = night_chart(
-        pairs, axis_of(pairs, 2 * length, viewer.zone), 2 * length, now, [], outages, is_small=True
-    )
     ten_minutes = axis.width(axis.begin, axis.begin + timedelta(minutes=10))
     lanes = [night_lane(lane, axis, now, ten_minutes) for lane in page.lanes.lanes]
     rest = (
@@ -171,7 +167,6 @@ def _charts(page: NightPage, viewer: Viewer) -> dict[str, Any]:
     )
     return {
         "chart": chart,
-        "small_chart": small,
         "lanes": lanes,
         "rest": rest,
     }

@@ -66,7 +66,7 @@ function showRecent() {
         link.href = path;
         label.className = "cut";
         label.textContent = title;
-        link.append(find(".cmd-in svg", command).cloneNode(true), label);
+        link.append(find(".cmd-in .i", command).cloneNode(true), label);
         line.append(link);
         return line;
       }),

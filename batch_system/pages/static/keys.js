@@ -2,6 +2,13 @@
 const ROWS = "main table.rows > tbody > tr:not(.day), article.pb, article.lt, article.dn";
 const GO = { h: "Night", i: "Incidents", t: "Tasks", r: "Runs", c: "Changes", b: "Backups", n: "Nodes" };
 const KEYS = "batch-keys";
+const LIST = [
+  ["Ctrl-K /", "Find, filter or do"], ["g h", "Night"], ["g i", "Incidents"], ["g t", "Tasks"], ["g r", "Runs"], ["g c", "Changes"],
+  ["g b", "Backups"], ["g n", "Nodes"], ["j k", "Next row, row before"], ["Enter", "Open the row"], ["R", "Run now, or retry: asks first"],
+  ["a", "Acknowledge: asks first"], ["l", "Log"], ["b", "Runbook"], ["d", "What was dealt with"], ["[ ]", "Night before, night after"],
+  ["w", "Window"], ["f", "Follow the log"], ["x", "Choose the line"], ["n N", "Next hit in the log, hit before"], ["?", "This list"],
+  ["Esc", "Close"],
+];
 let isGoing = false;
 
 const inRow = (selector) => find(selector, document.activeElement.closest(ROWS) || find("main"));
@@ -30,6 +37,16 @@ function hit(by) {
   mark?.focus();
 }
 
+function listKeys() {
+  if (!find("#keys")) {
+    const rows = LIST.map(([key, words]) => `<dt><kbd>${key}</kbd></dt><dd>${words}</dd>`).join("");
+    document.body.insertAdjacentHTML("beforeend", `<dialog id="keys" class="card ask" aria-labelledby="keys-title"><h2 id="keys-title">Keys</h2>
+      <dl class="plan">${rows}</dl><p class="sm t2">Single keys can be turned off on the page of your token.</p>
+      <form class="row" method="dialog"><button class="btn" autofocus>Close</button></form></dialog>`);
+  }
+  find("#keys").showModal();
+}
+
 const DO = {
   "/": () => openCommand(),
   j: () => step(1),
@@ -49,7 +66,7 @@ const DO = {
   f: () => find("#follow")?.click(),
   x: () => find(".c-box", document.activeElement.closest(ROWS) || document.createElement("i"))?.click(),
   n: (event) => hit(event.shiftKey ? -1 : 1),
-  "?": () => find("#keys")?.showModal(),
+  "?": listKeys,
   Enter: () => document.activeElement.matches(ROWS) && (find("a[data-open]", document.activeElement) || find("a[href]", document.activeElement))?.click(),
 };
 
