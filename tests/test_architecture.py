@@ -68,6 +68,7 @@ PURE = (
         "batch_system.batch.tasks.declaration",
     ),
     *(
+        "batch_system.batch.cron.spread",
         "batch_system.batch.cron.zones",
         "batch_system.batch.cron.utc_offsets",
         "batch_system.batch.lint.clock_changes",

@@ -100,6 +100,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         'batch next "30 2 * * *" --tz Europe/Berlin -n '
         "10": "Show the next ten times in this time zone.",
         "batch next @weekly --after 2027-01-01": "Show times after the beginning of 2027.",
+        "batch next backup": "Show the next times of a task.",
+        'batch next "H 2 * * *" --task load': "Show what H is for the task load.",
     },
     "lint": {
         "batch lint": "Check every task.",

@@ -64,6 +64,8 @@ def _print(tasks: Sequence[LintedTask]) -> None:
         console.write(console.paint(title, "heading"))
         if task.task:
             console.say(f"  {task.words or 'No schedule: it is started by hand'}")
+            if task.given:
+                console.say(f"  {task.given}, which became {task.schedule}")
         for slot in task.next:
             _print_slot(slot)
         marks = {slot.mark for slot in task.next}

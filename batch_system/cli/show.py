@@ -191,7 +191,7 @@ def _show_task(task: TaskDetails) -> None:
             "task": task.name,
             "description": task.description,
             "source": task.source + ("" if task.is_loaded else f" ({problem})"),
-            "schedule": f"{task.schedule}: {task.words}" if task.schedule else _no_schedule(task),
+            "schedule": f"{_written(task)}: {task.words}" if task.schedule else _no_schedule(task),
             "after": _after_in_words(task.after) if task.after else None,
             "chain": blocking.line_of(
                 task.chain, task.name, task.runs[0].state if task.runs else None
@@ -237,6 +237,11 @@ def _show_list(title: str, rows: list[dict[str, Any]], columns: list[str]) -> No
     if rows:
         console.heading(title)
         console.show(rows, columns, as_json=False)
+
+
+def _written(task: TaskDetails) -> str:
+    became = f"{task.given}, which became " if task.given else ""
+    return f"{became}{task.schedule}"
 
 
 def _no_schedule(task: TaskDetails) -> str:

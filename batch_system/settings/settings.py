@@ -63,6 +63,11 @@ class Settings(AccessSettings, AlertSettings):
     TASKS_DIR: Path = Field(
         Path("tasks"), description="Folder or package whose *.py files contain the tasks."
     )
+    BATCH_SPREAD: str = Field(
+        "",
+        max_length=100,
+        description="Text by which `H` in schedules differs between two deployments.",
+    )
 
     DATABASE_URL: DatabaseUrl = Field(
         "sqlite+aiosqlite:///./app.db",

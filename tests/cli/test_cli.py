@@ -158,6 +158,7 @@ def test_tasks_lists_what_is_there_without_making_a_ledger(
         "name": "report",
         "description": "Count what happened.",
         "schedule": "0 1 * * *",
+        "given": None,
         "timezone": "Asia/Tokyo",
         "paused": False,
         "source": "tasks/report.py",

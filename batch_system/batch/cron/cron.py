@@ -72,6 +72,8 @@ _REFERENCE = datetime(2026, 1, 1, tzinfo=UTC)
 class Schedule:
     """A cron expression in a time zone. Immutable; equal and hashed by `(cron, timezone)`.
 
+    `given`: the expression as its author has written it, with `H`; empty if that is `cron`.
+
     `cron` has five fields (minute, hour, day-of-month, month, day-of-week), six (second first), or
     is a nickname such as `@daily`. `timezone` is an IANA name. Every slot is a whole second, given
     as an aware datetime in UTC. Raises InvalidSchedule if either can't be used, or if the
@@ -80,6 +82,7 @@ class Schedule:
 
     cron: str
     timezone: str = "UTC"
+    given: str = field(default="", compare=False)
     zone: ZoneInfo = field(init=False, repr=False, compare=False)
     _parsed: CronSim = field(init=False, repr=False, compare=False)
     _follows_real_time: bool = field(init=False, repr=False, compare=False)
@@ -98,6 +101,11 @@ class Schedule:
                 "clock skips every time that it names; times that the clock of the zone shows are "
                 "allowed"
             )
+
+    @property
+    def written(self) -> str:
+        """The expression, and what was written in its place if that had an `H`."""
+        return f"{self.given}, which became {self.cron}" if self.given else self.cron
 
     @property
     def words(self) -> str:
@@ -255,11 +263,11 @@ class _Walk(CronSim):
 
 # More than a service has, because each look at an open schedule uses it.
 @functools.lru_cache(maxsize=32_768)
-def schedule(cron: str, timezone: str = "UTC") -> Schedule:
+def schedule(cron: str, timezone: str = "UTC", given: str = "") -> Schedule:
     """The shared Schedule of this expression and zone, which is parsed once. Raises
     InvalidSchedule.
     """
-    return Schedule(cron, timezone)
+    return Schedule(cron, timezone, given)
 
 
 def _utc(moment: datetime, name: str) -> datetime:

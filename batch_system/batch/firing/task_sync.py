@@ -153,6 +153,10 @@ async def set_schedules(
     for name in sorted(unchanged & waiting.keys() & loaded.keys()):
         if (opened[name].after, opened[name].follows) != waiting[name]:
             await schedules.set_after(connection, opened[name].id, *waiting[name])
+    for name in sorted(unchanged):
+        same = wanted[name]
+        if same is not None and (same.given or None) != opened[name].given:
+            await schedules.set_given(connection, opened[name].id, same.given or None)
     for name, row in sorted(ending.items()):
         before, after = {"cron": row.cron, "timezone": row.timezone}, _as_json(wanted[name])
         by, key = By(f"node {node}"), f"schedule {row.id}"

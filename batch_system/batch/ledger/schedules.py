@@ -30,6 +30,7 @@ class OpenSchedule:
     `paused_by`: who has paused the task; None: it is not paused. `paused_until`: when the pause
     ends by itself. `after`: what its runs wait for, as After.as_json has it. `follows`: the task
     whose schedule it copies. `paused_at`: when the pause begins, which may be in a moment.
+    `given`: the expression as its author has written it, if that has an `H`.
     """
 
     id: str
@@ -43,6 +44,7 @@ class OpenSchedule:
     follows: str | None = None
     paused_until: datetime | None = None
     paused_at: datetime | None = None
+    given: str | None = None
 
     def at(self, now: datetime) -> OpenSchedule:
         """The schedule as it is at an instant: without a pause that begins only later."""
@@ -53,7 +55,7 @@ class OpenSchedule:
     @property
     def schedule(self) -> Schedule:
         """The schedule object. Raises InvalidSchedule if `is_usable` is False."""
-        return schedule(self.cron, self.timezone)
+        return schedule(self.cron, self.timezone, self.given or "")
 
     @property
     def is_usable(self) -> bool:
@@ -83,6 +85,7 @@ def _open() -> Select[Any]:
         schedules.c.follows,
         paused_until,
         paused_at,
+        schedules.c.given,
     ).where(schedules.c.valid_until.is_(None))
 
 
@@ -275,6 +278,13 @@ async def set_after(
     )
 
 
+async def set_given(connection: AsyncConnection, row: str, given: str | None) -> None:
+    """Write how the author has written the expression of an open schedule. The caller has locked
+    the row.
+    """
+    await connection.execute(update(schedules).where(schedules.c.id == row).values(given=given))
+
+
 async def open_new(
     connection: AsyncConnection,
     new: Mapping[str, Schedule],
@@ -301,6 +311,7 @@ async def open_new(
             "fired_until": ends.get(task, now),
             "after": waiting.get(task, (None, None))[0],
             "follows": waiting.get(task, (None, None))[1],
+            "given": schedule.given or None,
         }
         for task, schedule in new.items()
     ]

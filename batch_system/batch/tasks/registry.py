@@ -24,20 +24,22 @@ from batch_system.batch.tasks.declaration import (
     Monitoring,
     Policies,
     description_of,
-    has_schedule,
     instance,
     name_of,
     one_line,
     refuse_abstract,
-    schedule_in,
-    schedule_of,
     static,
     tags_of,
-    timezone_of,
 )
 from batch_system.batch.tasks.parameters import Parameters
 from batch_system.batch.tasks.partitioned_task import PartitionedTask
 from batch_system.batch.tasks.partitions import Partition
+from batch_system.batch.tasks.task_schedule import (
+    has_schedule,
+    schedule_in,
+    schedule_of,
+    timezone_of,
+)
 from batch_system.errors import InvalidTask, UnknownTask
 from batch_system.escaping import echoed
 

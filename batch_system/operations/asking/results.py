@@ -346,12 +346,13 @@ class MissedRange(Result):
 
 class ScheduleSpan(Result):
     """A schedule that a task has or had, with the interval of its validity. Slots up to
-    `fired_until` were handled.
+    `fired_until` were handled. `given`: the expression as it was written, if that has an `H`.
     """
 
     id: str
     task: str
     cron: str
+    given: str | None = None
     timezone: str
     valid_from: datetime
     valid_until: datetime | None

@@ -112,6 +112,7 @@ def details(
         if rows.is_hidden
         else masked_schema(schema_of(loaded, row), redaction),
         schedule=current.cron if current else None,
+        given=current.given or None if current else None,
         timezone=current.timezone if current else None,
         words=current.words if current else None,
         next=next_slots(current) if current and not is_paused else [],
@@ -151,7 +152,7 @@ def current_schedule(
     valid = [span for span in spans if span.valid_until is None]
     try:
         if valid:
-            return schedule(valid[0].cron, valid[0].timezone)
+            return schedule(valid[0].cron, valid[0].timezone, valid[0].given or "")
     except InvalidSchedule:  # another version of the code has written it
         return None
     return loaded.schedule if loaded and (is_removed or not spans) else None

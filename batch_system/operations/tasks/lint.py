@@ -49,12 +49,13 @@ class LintFinding(Result):
 class LintedTask(Result):
     """The findings about a task, or about a file that can't be used, for which `task` is None.
 
-    `words`: the schedule in words.
+    `words`: the schedule in words. `given`: the schedule as it was written, if that has an `H`.
     """
 
     task: str | None
     source: str
     schedule: str | None
+    given: str | None = None
     timezone: str | None
     words: str | None
     next: list[LintSlot]
@@ -120,6 +121,7 @@ def _linted(
         task=task.name,
         source=task.source,
         schedule=schedule.cron if schedule else None,
+        given=schedule.given or None if schedule else None,
         timezone=schedule.timezone if schedule else None,
         words=_words(task),
         next=_next_slots(schedule, number) if schedule else [],

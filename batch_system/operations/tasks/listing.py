@@ -68,6 +68,7 @@ def _summary(name: str, row: Row, task: Task | None, known: Known) -> TaskSummar
         name=name,
         description=task.description if task else row["description"],
         schedule=current.cron if current else None,
+        given=current.given or None if current else None,
         timezone=current.timezone if current else None,
         words=current.words if current else None,
         next_run_time=current.next(clock.now()) if current and not paused else None,

@@ -25,7 +25,8 @@ class TaskSummary(Result):
 
     `pool`: where its runs execute. `memory`: how many bytes a run may use at most, where the pool
     can keep that. `next_run_time`: None without a schedule and during a pause. `served_from`: the
-    file that running services use. `failure_streak`: failed runs since the last success, among its
+    file that running services use. `given`: the schedule as it was written, if that has an `H`.
+    `failure_streak`: failed runs since the last success, among its
     newest 100 runs. `p50`, `p95`: this many seconds at most do half, and 95 of 100, of its last
     successes take. None: not known.
     """
@@ -33,6 +34,7 @@ class TaskSummary(Result):
     name: str | None = None
     description: str | None = None
     schedule: str | None = None
+    given: str | None = None
     timezone: str | None = None
     next_run_time: datetime | None = None
     paused: bool = False
@@ -77,7 +79,8 @@ class TaskDetails(Result):
     `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other
     fields are from the ledger. `schema_of_parameters`: their JSON schema, with the defaults of a
     task that is loaded.
-    `words`: the schedule in words. `owner`: whose the task is. `runbook`: the address of what to
+    `words`: the schedule in words. `given`: the schedule as it was written, if that has an `H`.
+    `owner`: whose the task is. `runbook`: the address of what to
     do. `muted_until`: until then nothing is sent. `paused_until`: when its pause ends by itself.
     How the runs went, `pool` and `memory` are as in TaskSummary. `after`: what its runs wait for.
     `chain`: the tasks before and after it, each with its last run. `upcoming`: runs that wait for
@@ -96,6 +99,7 @@ class TaskDetails(Result):
     muted_until: datetime | None
     schema_of_parameters: dict[str, Any] | None
     schedule: str | None
+    given: str | None = None
     timezone: str | None
     words: str | None
     next: list[Slot]
