@@ -58,7 +58,7 @@ RUN += [
     "fingerprint",
     "quarantined",
 ]
-TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source"]
+TASK = ["name", "description", "schedule", "given", "timezone", "next_run_time", "paused", "source"]
 TASK += [
     "served_from",
     "words",

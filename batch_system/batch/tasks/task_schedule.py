@@ -1,4 +1,4 @@
-"""The schedule that a task class declares, as a service uses it: with what its `H` became."""
+"""The schedule that a task declares, as a service uses it: with what its `H` became."""
 
 from __future__ import annotations
 
