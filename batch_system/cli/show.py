@@ -198,6 +198,7 @@ def _show_task(task: TaskDetails) -> None:
             ),
             "paused": _pause(task),
             "next": [_in_utc_and_zone(slot.slot, task.timezone) for slot in task.next],
+            "left out": [f"{each.date} {each.name}".strip() for each in task.left_out],
             "policies": [f"{name} = {value}" for name, value in policies.items()]
             or "all have their defaults",
             "pool": task.pool if task.pool != DEFAULT_POOL else None,
@@ -227,7 +228,9 @@ def _show_task(task: TaskDetails) -> None:
     _show_list("Missed", missed, ["first_slot", "last_slot", "count", "reason"])
     schedules = [span.model_dump() for span in task.schedules]
     _show_list(
-        "Present and past schedules", schedules, ["cron", "timezone", "valid_from", "valid_until"]
+        "Present and past schedules",
+        schedules,
+        ["cron", "except_on", "timezone", "valid_from", "valid_until"],
     )
 
 

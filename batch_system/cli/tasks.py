@@ -16,7 +16,7 @@ from batch_system.escaping import echoed
 
 if TYPE_CHECKING:
     from batch_system.batch.cron.cron import Schedule
-    from batch_system.operations.tasks.results import TaskSummary
+    from batch_system.operations.tasks.results import Slots, TaskDetails, TaskSummary
     from batch_system.verbs.following import Operations
 
 
@@ -104,7 +104,13 @@ def next_(
     six fields, the first one is the second. Names such as @daily and @weekly are allowed too.
     """
     from batch_system import console
+    from batch_system.batch.tasks.declaration import NAME
 
+    if NAME.fullmatch(expression):
+        if after is not None or tz != "UTC" or task is not None:
+            raise typer.BadParameter("--after, --tz and --task are for expressions")
+        _next_of_task(expression, n, as_json)
+        return
     schedule = _schedule_of(expression, tz, task)
     at = instant(after, "--after", schedule.zone) if after is not None else clock.now()
     rows = [
@@ -119,21 +125,31 @@ def next_(
 
 
 def _schedule_of(expression: str, tz: str, task: str | None) -> Schedule:
-    """The schedule of an expression, or that of a task, as the ledger or its file has it."""
-    from batch_system.batch.cron.cron import schedule
     from batch_system.batch.cron.spread import has_spread
-    from batch_system.batch.tasks.declaration import NAME
     from batch_system.batch.tasks.task_schedule import schedule_for
     from batch_system.errors import InvalidSchedule
-    from batch_system.verbs.tasks import ShowTask
 
-    if NAME.fullmatch(expression):
-        found = ask(lambda operations: operations(ShowTask(name=expression)))
-        if found.schedule is None:
-            raise InvalidSchedule(f"the task {expression} has no schedule")
-        return schedule(found.schedule, found.timezone or "UTC", found.given or "")
     if task is None and has_spread(expression):
         raise InvalidSchedule(
             f"what H is in {echoed(expression)} depends on the name of the task: add --task NAME"
         )
     return schedule_for(expression, tz, lambda: task or "")
+
+
+def _next_of_task(name: str, number: int, as_json: bool) -> None:
+    from batch_system import console
+    from batch_system.verbs.tasks import ShowSchedule, ShowTask
+
+    async def work(operations: Operations) -> tuple[TaskDetails, Slots]:
+        task = await operations(ShowTask(name=name))
+        return task, await operations(ShowSchedule(name=name, n=min(number, 1_000)))
+
+    task, found = ask(work)
+    if not as_json:
+        console.say(task.words or "No schedule: it is started by hand")
+        if task.given:
+            console.say(f"{task.given}, which became {task.schedule}")
+    console.show([slot.model_dump() for slot in found.slots], ["slot", "local"], as_json)
+    if found.left_out and not as_json:
+        dates = ", ".join(f"{each.date} {each.name}".strip() for each in found.left_out)
+        console.say(f"left out: {dates}")

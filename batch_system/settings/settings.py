@@ -63,6 +63,9 @@ class Settings(AccessSettings, AlertSettings):
     TASKS_DIR: Path = Field(
         Path("tasks"), description="Folder or package whose *.py files contain the tasks."
     )
+    CALENDARS_DIR: Path = Field(
+        Path("calendars"), description="Folder of the files of named calendars, such as bank.toml."
+    )
     BATCH_SPREAD: str = Field(
         "",
         max_length=100,

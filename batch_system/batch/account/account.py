@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.account.slots import Kind, Ranges, Span, kind_of, slots_of
 from batch_system.batch.firing.misfires import INSTANT
-from batch_system.batch.ledger import database_time
+from batch_system.batch.ledger import calendars, database_time
 from batch_system.batch.ledger.run_rows import run_rows
 from batch_system.batch.ledger.states import Origin
 from batch_system.batch.ledger.tables import OF_SLOT_SQL, missed, nodes, runs, schedules, tasks
@@ -181,7 +181,9 @@ async def _spans(
     if task is not None:
         statement = statement.where(schedules.c.task == task)
     found: dict[str, tuple[datetime | None, list[Span]]] = {}
-    for row in await connection.execute(statement):
+    rows = list(await connection.execute(statement))
+    await calendars.read(connection, (row.cron for row in rows))
+    for row in rows:
         _, spans = found.setdefault(row.task, (row.accounted_from, []))
         spans.append(Span.of(row, since, until))
     return found

@@ -85,9 +85,9 @@ def remember(dates: ExcludedDates) -> ExcludedDates:
     return _known.setdefault(dates.id, dates)
 
 
-def is_known(identity: str) -> bool:
-    """Whether this process has the dates with this id."""
-    return identity in _known
+def remembered(identity: str) -> ExcludedDates | None:
+    """The dates with this id; None if this process has not read them."""
+    return _known.get(identity)
 
 
 def joined(cron: str, identity: str | None) -> str:
@@ -97,7 +97,7 @@ def joined(cron: str, identity: str | None) -> str:
 
 def parted(cron: str) -> tuple[str, str | None]:
     """The expression alone, and the id of the dates that it leaves out; None if there are none."""
-    found = _EXCEPT.fullmatch(cron)
+    found = _EXCEPT.fullmatch(cron) if "EXCEPT" in cron else None
     return (found[1], found[2]) if found else (cron, None)
 
 
@@ -106,12 +106,13 @@ def dates_of(cron: str) -> ExcludedDates | None:
     them.
     """
     identity = parted(cron)[1]
-    if identity is not None and identity not in _known:
+    dates = _known.get(identity) if identity is not None else None
+    if identity is not None and dates is None:
         raise InvalidSchedule(
             f"the dates that the cron expression {echoed(cron)} leaves out are not known; allowed "
             "are those of a task's except_on"
         )
-    return _known[identity] if identity is not None else None
+    return dates
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sqlalchemy import Select, case, delete, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.cron import Schedule, schedule
-from batch_system.batch.ledger import json_rows, tables
+from batch_system.batch.ledger import calendars, json_rows, tables
 from batch_system.batch.ledger.tables import new_id, schedules, tasks
 from batch_system.errors import InvalidSchedule
 
@@ -89,15 +89,21 @@ def _open() -> Select[Any]:
     ).where(schedules.c.valid_until.is_(None))
 
 
+async def _read(connection: AsyncConnection, query: Select[Any]) -> list[OpenSchedule]:
+    """The open schedules of a query, with the dates that they leave out."""
+    found = [OpenSchedule(*row) for row in await connection.execute(query)]
+    await calendars.read(connection, (row.cron for row in found))
+    return found
+
+
 async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]:
     """All open schedules, by task. Locks nothing."""
-    return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
+    return {row.task: row for row in await _read(connection, _open())}
 
 
 async def open_schedule(connection: AsyncConnection, task: str) -> OpenSchedule | None:
     """The open schedule of a task; None if it has none. Locks nothing."""
-    row = (await connection.execute(_open().where(schedules.c.task == task))).first()
-    return OpenSchedule(*row) if row is not None else None
+    return next(iter(await _read(connection, _open().where(schedules.c.task == task))), None)
 
 
 async def zones(connection: AsyncConnection) -> set[str]:
@@ -117,7 +123,9 @@ async def in_use(connection: AsyncConnection) -> dict[Schedule, int]:
         .group_by(schedules.c.cron, schedules.c.timezone)
     )
     used: dict[Schedule, int] = {}
-    for cron, timezone, number in await connection.execute(query):
+    rows = list(await connection.execute(query))
+    await calendars.read(connection, (row.cron for row in rows))
+    for cron, timezone, number in rows:
         try:
             used[schedule(cron, timezone)] = number
         except InvalidSchedule:  # another version of the service has written it
@@ -158,7 +166,7 @@ async def lock(
         .order_by(schedules.c.id)
         .with_for_update(of=schedules, skip_locked=not wait)
     )
-    return [OpenSchedule(*row) for row in await connection.execute(statement)]
+    return await _read(connection, statement)
 
 
 async def paused(connection: AsyncConnection, names: Collection[str], now: datetime) -> set[str]:
@@ -180,9 +188,7 @@ async def still_open(connection: AsyncConnection, names: Iterable[str]) -> dict[
     locked.
     """
     is_meant = json_rows.is_among(schedules.c.task, names, connection.dialect.name)
-    return {
-        row.task: OpenSchedule(*row) for row in await connection.execute(_open().where(is_meant))
-    }
+    return {row.task: row for row in await _read(connection, _open().where(is_meant))}
 
 
 async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: datetime) -> None:
@@ -299,6 +305,7 @@ async def open_new(
     schedule of a task ends later than `now`, slots count from that end: the slots before it were
     handled by a clock that was ahead.
     """
+    await calendars.write(connection, (schedule.excluded for schedule in new.values()))
     ends = await _ends_after(connection, new, now)
     rows = [
         {
@@ -353,4 +360,6 @@ async def history(connection: AsyncConnection, task: str) -> list[dict[str, Any]
     statement = (
         select(tables.schedules).where(schedules.c.task == task).order_by(schedules.c.valid_from)
     )
-    return [dict(row) for row in (await connection.execute(statement)).mappings()]
+    rows = [dict(row) for row in (await connection.execute(statement)).mappings()]
+    await calendars.read(connection, (row["cron"] for row in rows))
+    return rows

@@ -270,7 +270,7 @@ def _every_minute(of: Schedule) -> Iterator[LintFinding]:
     in_hour = minute == "*" and hour.isdigit() and (second == "*" or second.isdigit())
     if not in_hour and not (second == "*" and minute.isdigit()):
         return
-    parts = of.cron.split()
+    parts = of.expression.split()
     finer = len(parts) - 4  # the minute, and the second where it is given
     once = " ".join(
         "0" if place < finer and part == "*" else part for place, part in enumerate(parts)

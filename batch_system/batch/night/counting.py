@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.account.slots import Kind, Ranges, Span, kind_of, slots_of
 from batch_system.batch.firing.misfires import INSTANT
-from batch_system.batch.ledger import json_rows
+from batch_system.batch.ledger import calendars, json_rows
 from batch_system.batch.ledger.buckets import bucket_of
 from batch_system.batch.ledger.missed_ranges import Cause
 from batch_system.batch.ledger.states import ACTIVE
@@ -149,7 +149,9 @@ async def _spans(
     if task is not None:
         statement = statement.where(schedules.c.task == task)
     found: dict[str, _Task] = {}
-    for row in await connection.execute(statement):
+    rows = list(await connection.execute(statement))
+    await calendars.read(connection, (row.cron for row in rows))
+    for row in rows:
         its = found.setdefault(row.task, _Task())
         span = Span.of(row, since, last)
         its.handled = min(its.handled, span.handled)

@@ -342,7 +342,7 @@ MONITORING = (
 """The attributes of a class that are about its monitoring."""
 POLICIES = tuple(field.name for field in fields(Policies))
 """The attributes of a class that are policies."""
-OF_THE_CLASS = {*POLICIES, *MONITORING, "after", "tags"}
+OF_THE_CLASS = {*POLICIES, *MONITORING, "after", "except_on", "tags"}
 """Attributes that are read from the class, so that setting them on an instance would have no
 effect.
 """

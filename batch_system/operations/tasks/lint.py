@@ -120,7 +120,7 @@ def _linted(
     return LintedTask(
         task=task.name,
         source=task.source,
-        schedule=schedule.cron if schedule else None,
+        schedule=schedule.expression if schedule else None,
         given=schedule.given or None if schedule else None,
         timezone=schedule.timezone if schedule else None,
         words=_words(task),

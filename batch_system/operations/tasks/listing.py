@@ -67,7 +67,7 @@ def _summary(name: str, row: Row, task: Task | None, known: Known) -> TaskSummar
     return TaskSummary(
         name=name,
         description=task.description if task else row["description"],
-        schedule=current.cron if current else None,
+        schedule=current.expression if current else None,
         given=current.given or None if current else None,
         timezone=current.timezone if current else None,
         words=current.words if current else None,

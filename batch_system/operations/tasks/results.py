@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from batch_system.operations.asking.results import (
+    LeftOutDate,
     MissedRange,
     Parameter,
     Result,
@@ -83,6 +84,7 @@ class TaskDetails(Result):
     `owner`: whose the task is. `runbook`: the address of what to
     do. `muted_until`: until then nothing is sent. `paused_until`: when its pause ends by itself.
     How the runs went, `pool` and `memory` are as in TaskSummary. `after`: what its runs wait for.
+    `left_out`: the next dates on which it has no slots because of its `except_on`.
     `chain`: the tasks before and after it, each with its last run. `upcoming`: runs that wait for
     an instant, the next ones.
     """
@@ -103,6 +105,7 @@ class TaskDetails(Result):
     timezone: str | None
     words: str | None
     next: list[Slot]
+    left_out: list[LeftOutDate] = Field(default_factory=list)
     policies: dict[str, Any]
     parameters: list[Parameter] | None
     paused_at: datetime | None
@@ -164,6 +167,9 @@ class TaskList(Result):
 
 
 class Slots(Result):
-    """The next slots of a task; empty without a schedule and during a pause."""
+    """The next slots of a task; empty without a schedule and during a pause. `left_out`: the dates
+    up to the last of them on which it has no slots.
+    """
 
     slots: list[Slot]
+    left_out: list[LeftOutDate] = Field(default_factory=list)
