@@ -18,11 +18,11 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from batch_system.batch.queue.groups import start_all as start_all
     from batch_system.batch.tasks.after import After as After
     from batch_system.batch.tasks.base import BaseTask as BaseTask
+    from batch_system.batch.tasks.calendars import Calendar as Calendar
+    from batch_system.batch.tasks.calendars import Holidays as Holidays
     from batch_system.batch.tasks.declaration import Alerts as Alerts
     from batch_system.batch.tasks.declaration import Missed as Missed
     from batch_system.batch.tasks.declaration import Retry as Retry
-    from batch_system.batch.tasks.except_on import Calendar as Calendar
-    from batch_system.batch.tasks.except_on import Holidays as Holidays
     from batch_system.batch.tasks.item_task import ItemTask as ItemTask
     from batch_system.batch.tasks.item_task import Skip as Skip
     from batch_system.batch.tasks.partitioned_task import PartitionedTask as PartitionedTask
@@ -48,12 +48,12 @@ _HOMES = {
     "Alerts": "batch.tasks.declaration",
     "BaseTask": "batch.tasks.base",
     "BatchError": "errors",
-    "Calendar": "batch.tasks.except_on",
+    "Calendar": "batch.tasks.calendars",
     "ChunkError": "errors",
     "CurrentRun": "batch.context.current_run",
     "DomainError": "errors",
     "Done": "batch.context.upstream",
-    "Holidays": "batch.tasks.except_on",
+    "Holidays": "batch.tasks.calendars",
     "ItemTask": "batch.tasks.item_task",
     "Missed": "batch.tasks.declaration",
     "Part": "batch.tasks.partitions",

@@ -13,6 +13,7 @@ from batch_system.cli.hints import hint_without_service, warn
 from batch_system.cli.opening import ask
 from batch_system.cli.options import AsJson, instant, whole
 from batch_system.escaping import echoed
+from batch_system.words import dates_in_words
 
 if TYPE_CHECKING:
     from batch_system.batch.cron.cron import Schedule
@@ -151,5 +152,4 @@ def _next_of_task(name: str, number: int, as_json: bool) -> None:
             console.say(f"{task.given}, which became {task.schedule}")
     console.show([slot.model_dump() for slot in found.slots], ["slot", "local"], as_json)
     if found.left_out and not as_json:
-        dates = ", ".join(f"{each.date} {each.name}".strip() for each in found.left_out)
-        console.say(f"left out: {dates}")
+        console.say(f"left out: {dates_in_words(found.left_out)}")

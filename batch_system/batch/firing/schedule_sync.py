@@ -10,7 +10,6 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
-from batch_system.batch.cron.calendar import parted
 from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.firing import apscheduler as scheduler
 from batch_system.batch.firing import followed_schedules, pauses, task_sync
@@ -390,7 +389,7 @@ class ScheduleSync(Background):
         self, name: str, row: OpenSchedule | None, in_force: Schedule | None
     ) -> None:
         if self._own_schedules[name] != in_force and self._tasks[name].follows is None:
-            current = f"{parted(row.cron)[0]} {row.timezone}" if row else "none"
+            current = row.in_words if row else "none"
             message = f"{name} fires by another node's schedule ({current}), not by this code's"
             self._warn_once(f"schedule of {name}", message)
 

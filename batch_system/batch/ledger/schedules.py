@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Select, case, delete, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from batch_system.batch.cron.calendar import parted
 from batch_system.batch.cron.cron import Schedule, schedule
 from batch_system.batch.ledger import calendars, json_rows, tables
 from batch_system.batch.ledger.tables import new_id, schedules, tasks
@@ -51,6 +52,11 @@ class OpenSchedule:
         if self.paused_at is None or self.paused_at <= now:
             return self
         return replace(self, paused_by=None, paused_until=None, paused_at=None)
+
+    @property
+    def in_words(self) -> str:
+        """The expression and the zone."""
+        return f"{parted(self.cron)[0]} {self.timezone}"
 
     @property
     def schedule(self) -> Schedule:

@@ -8,8 +8,8 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
 from batch_system.batch.tasks.after import After
+from batch_system.batch.tasks.calendars import Calendar, Holidays
 from batch_system.batch.tasks.declaration import Alerts, Missed, MissedPolicy, OverlapPolicy, Retry
-from batch_system.batch.tasks.except_on import Calendar, Holidays
 from batch_system.settings.pools import DEFAULT_POOL
 
 MYPY = False

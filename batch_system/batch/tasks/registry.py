@@ -18,6 +18,7 @@ from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.cron.zones import zone_of
 from batch_system.batch.tasks.after import After
 from batch_system.batch.tasks.base import BaseTask
+from batch_system.batch.tasks.calendars import ExceptOn
 from batch_system.batch.tasks.declaration import (
     MONITORING,
     POLICIES,
@@ -31,7 +32,6 @@ from batch_system.batch.tasks.declaration import (
     static,
     tags_of,
 )
-from batch_system.batch.tasks.except_on import ExceptOn
 from batch_system.batch.tasks.parameters import Parameters
 from batch_system.batch.tasks.partitioned_task import PartitionedTask
 from batch_system.batch.tasks.partitions import Partition

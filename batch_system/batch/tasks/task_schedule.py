@@ -12,8 +12,8 @@ from batch_system import clock
 from batch_system.batch.cron.calendar import joined
 from batch_system.batch.cron.cron import Schedule, schedule
 from batch_system.batch.cron.spread import has_spread, spread
+from batch_system.batch.tasks.calendars import ExceptOn
 from batch_system.batch.tasks.declaration import attribute, instance, name_of, static
-from batch_system.batch.tasks.except_on import ExceptOn
 from batch_system.errors import InvalidSchedule, InvalidTask
 from batch_system.escaping import echoed
 from batch_system.settings.reading import get_settings
