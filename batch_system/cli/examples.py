@@ -123,6 +123,13 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch maintenance list": "List what is paused, muted or planned by a selection.",
         "batch maintenance list --json": "Print the list as JSON for a program.",
     },
+    "calendars list": {
+        "batch calendars list": "List the calendars, and the tasks that use them.",
+        "batch calendars list --json": "Print the list as JSON for a program.",
+    },
+    "calendars show": {
+        "batch calendars show bank": "Show the dates of the calendar bank.",
+    },
     "maintenance end": {
         "batch maintenance end 9f2c41d0": "End a window, or call off a planned one.",
     },

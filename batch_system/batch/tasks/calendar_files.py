@@ -54,6 +54,11 @@ def read(folder: Path, name: str) -> CalendarFile:
     return _read[path]
 
 
+def newest(folder: Path, name: str) -> CalendarFile:
+    """The calendar of this name, as its file is now. Raises InvalidTask."""
+    return _parsed(folder / f"{name}.toml", name)
+
+
 def look() -> None:
     """Let files be read anew that have changed. A file is read anew when a second look finds it in
     the same state, because the first one may find it half-written.
