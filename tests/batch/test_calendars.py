@@ -30,7 +30,7 @@ from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
 from batch_system.errors import InvalidTask
 from batch_system.settings.reading import forget_settings
-from tests.batch.ledger_world import NODE, fire, know, make_task, rows
+from tests.batch.ledger_world import NODE, fire, know, make_task, rows, schedule_sync_of
 
 START = datetime(2026, 12, 22, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -357,3 +357,25 @@ def test_a_file_that_is_being_written_is_not_read(tmp_path: Path) -> None:
         calendar_files.look()
         assert calendar_files.read(tmp_path, "bank").dates is not None
     assert task.read_schedule() == task.schedule
+
+
+async def test_a_service_writes_a_changed_file_as_a_new_schedule_and_ignores_a_wrong_one(
+    ledger: Database, tmp_path: Path
+) -> None:
+    bank(tmp_path, BANK)
+    loaded = await know(
+        ledger,
+        make_task("load", "0 2 * * *", except_on=Calendar("bank")),
+        make_task("report", None, after="load"),
+    )
+    sync = schedule_sync_of(ledger, loaded, NODE, lambda name, slot=None: None)
+    bank(tmp_path, "dates = [")
+    for _ in range(3):
+        await sync._refresh()
+    assert len(await rows(ledger, schedule_rows)) == 2
+    bank(tmp_path, BANK + '2026-12-23 = "Inventory"\n')
+    for _ in range(3):
+        await sync._refresh()
+    for task in loaded:
+        spans = await rows(ledger, schedule_rows, task=task)
+        assert len(spans) == 2 and len({row["cron"] for row in spans}) == 2
