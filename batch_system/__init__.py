@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from batch_system.batch.queue.groups import start_all as start_all
     from batch_system.batch.tasks.after import After as After
     from batch_system.batch.tasks.base import BaseTask as BaseTask
+    from batch_system.batch.tasks.calendars import Calendar as Calendar
+    from batch_system.batch.tasks.calendars import Holidays as Holidays
     from batch_system.batch.tasks.declaration import Alerts as Alerts
     from batch_system.batch.tasks.declaration import Missed as Missed
     from batch_system.batch.tasks.declaration import Retry as Retry
@@ -46,10 +48,12 @@ _HOMES = {
     "Alerts": "batch.tasks.declaration",
     "BaseTask": "batch.tasks.base",
     "BatchError": "errors",
+    "Calendar": "batch.tasks.calendars",
     "ChunkError": "errors",
     "CurrentRun": "batch.context.current_run",
     "DomainError": "errors",
     "Done": "batch.context.upstream",
+    "Holidays": "batch.tasks.calendars",
     "ItemTask": "batch.tasks.item_task",
     "Missed": "batch.tasks.declaration",
     "Part": "batch.tasks.partitions",

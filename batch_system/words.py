@@ -4,7 +4,7 @@ audit are shown on pages, in the terminal and in messages. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,11 @@ def short(id: str) -> str:
 def utc(at: datetime) -> str:
     """An instant in UTC as text."""
     return f"{at:%Y-%m-%d %H:%M:%S}Z"
+
+
+def dates_in_words(dates: Iterable[Any]) -> str:
+    """Dates that have a `date` and a `name`, such as "2026-12-25 Christmas Day"."""
+    return ", ".join(f"{each.date} {each.name}".strip() for each in dates)
 
 
 @dataclass(frozen=True)

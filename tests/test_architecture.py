@@ -43,7 +43,7 @@ code of their own.
 """
 
 ONLY = {
-    "cronsim": "batch_system.batch.cron.cron",
+    "cronsim": "batch_system.batch.cron",
     "uvicorn": "batch_system.server.uvicorn",
     "sentry_sdk": "batch_system.sentry",
     "opentelemetry": "batch_system.tracing",
@@ -68,6 +68,9 @@ PURE = (
         "batch_system.batch.tasks.declaration",
     ),
     *(
+        "batch_system.batch.cron.calendar",
+        "batch_system.batch.cron.expression",
+        "batch_system.batch.cron.spread",
         "batch_system.batch.cron.zones",
         "batch_system.batch.cron.utc_offsets",
         "batch_system.batch.lint.clock_changes",

@@ -24,6 +24,7 @@ from batch_system.cli import (
     account,
     backup,
     bulk,
+    calendars,
     demo,
     diff,
     incidents,
@@ -59,6 +60,7 @@ ABOUT = {
     "backup": "Make, verify, compare, copy and restore backups.",
     "token": "Make, list and revoke tokens, by which programs and people use the HTTP API.",
     "alerts": "List the messages about incidents, and try out the channels.",
+    "calendars": "List and show the named calendars, whose dates tasks leave out.",
     "maintenance": "List and end the pauses and mutes of many tasks, also planned ones.",
 }
 """What the groups of commands are for."""
@@ -99,6 +101,12 @@ ALERTS: dict[str, dict[str, Any]] = {
         "test": incidents.send_test,
     },
 }
+CALENDARS: dict[str, dict[str, Any]] = {
+    "Calendars": {
+        "list": calendars.list_,
+        "show": calendars.show,
+    },
+}
 MAINTENANCE: dict[str, dict[str, Any]] = {
     "Maintenance": {
         "list": maintenance.list_,
@@ -127,6 +135,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "pause": maintenance.pause,
         "resume": maintenance.resume,
         "maintenance": MAINTENANCE,
+        "calendars": CALENDARS,
     },
     "Runs": {
         "run": run.run,
@@ -158,7 +167,7 @@ PANELS: dict[str, dict[str, Any]] = {
     },
 }
 """The functions of the commands, under the headings that `--help` shows. `backup`, `token`,
-`alerts` and `maintenance` are groups.
+`alerts`, `calendars` and `maintenance` are groups.
 """
 
 
@@ -218,6 +227,11 @@ class TokenGroup(Group):
 class AlertGroup(Group):
     panels = ALERTS
     prefix = "alerts "
+
+
+class CalendarGroup(Group):
+    panels = CALENDARS
+    prefix = "calendars "
 
 
 class MaintenanceGroup(Group):
@@ -282,10 +296,19 @@ maintenance_windows = typer.Typer(
     epilog="`batch pause` and `batch mute` begin and plan them. `batch maintenance COMMAND --help` "
     "shows examples.",
 )
+named_calendars = typer.Typer(
+    cls=CalendarGroup,
+    rich_markup_mode=None,
+    name="calendars",
+    help=ABOUT["calendars"],
+    epilog="A calendar is a file of CALENDARS_DIR, such as bank.toml. `batch calendars COMMAND "
+    "--help` shows examples.",
+)
 GROUPS = {
     "backup": backups,
     "token": tokens,
     "alerts": alerts,
+    "calendars": named_calendars,
     "maintenance": maintenance_windows,
 }
 

@@ -15,6 +15,7 @@ from batch_system.cli.opening import ask
 from batch_system.cli.options import AsJson, OfTask, instant_or_age
 from batch_system.errors import InvalidParameters
 from batch_system.escaping import LONGEST_QUOTE, cut, echoed, line, to_json
+from batch_system.words import dates_in_words
 
 if TYPE_CHECKING:
     from batch_system.operations.slots.results import (
@@ -140,6 +141,8 @@ def _show(accounts: Accounts, since: datetime, until: datetime) -> None:
     for task_account in accounts.tasks:
         for finding in task_account.findings:
             console.say(f"{finding.kind.upper()} {task_account.task} {_sentence(finding)}")
+        if task_account.left_out:
+            console.say(f"left out {task_account.task} {dates_in_words(task_account.left_out)}")
     for problem in accounts.pools:
         console.say(f"POOL {problem}")
     console.say(_conclusion(accounts, since, min(until, clock.now())))

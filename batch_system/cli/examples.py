@@ -100,6 +100,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         'batch next "30 2 * * *" --tz Europe/Berlin -n '
         "10": "Show the next ten times in this time zone.",
         "batch next @weekly --after 2027-01-01": "Show times after the beginning of 2027.",
+        "batch next backup": "Show the next times of a task.",
+        'batch next "H 2 * * *" --task load': "Show what H is for the task load.",
     },
     "lint": {
         "batch lint": "Check every task.",
@@ -120,6 +122,13 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "maintenance list": {
         "batch maintenance list": "List what is paused, muted or planned by a selection.",
         "batch maintenance list --json": "Print the list as JSON for a program.",
+    },
+    "calendars list": {
+        "batch calendars list": "List the calendars, and the tasks that use them.",
+        "batch calendars list --json": "Print the list as JSON for a program.",
+    },
+    "calendars show": {
+        "batch calendars show bank": "Show the dates of the calendar bank.",
     },
     "maintenance end": {
         "batch maintenance end 9f2c41d0": "End a window, or call off a planned one.",

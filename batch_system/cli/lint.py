@@ -11,7 +11,7 @@ from batch_system.cli import complete
 from batch_system.cli.opening import ask
 from batch_system.cli.options import AsJson, whole
 from batch_system.escaping import line
-from batch_system.words import utc
+from batch_system.words import dates_in_words, utc
 
 if TYPE_CHECKING:
     from batch_system.operations.tasks.lint import LintedTask, LintSlot
@@ -64,8 +64,12 @@ def _print(tasks: Sequence[LintedTask]) -> None:
         console.write(console.paint(title, "heading"))
         if task.task:
             console.say(f"  {task.words or 'No schedule: it is started by hand'}")
+            if task.given:
+                console.say(f"  {task.given}, which became {task.schedule}")
         for slot in task.next:
             _print_slot(slot)
+        if task.left_out:
+            console.say(f"    left out: {dates_in_words(task.left_out)}")
         marks = {slot.mark for slot in task.next}
         for finding in task.findings:
             if finding.message not in marks:

@@ -88,6 +88,8 @@ def backfill(
         f"{_number(counts.slots, 'slot')} of {name}: {counts.new:,} {get} a new run, "
         f"{counts.again:,} {get} a new attempt, {counts.left:,} {unchanged}"
     )
+    if counts.left_out:
+        console.say(f"  left out: {', '.join(counts.left_out)}")
     if counts.pruned:
         console.warn(
             f"{counts.pruned:,} of the new runs would be skipped at once: there are no runs any "

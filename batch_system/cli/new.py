@@ -113,8 +113,8 @@ def new(
     """
     refuse_service("`batch new`")
     from batch_system import console
-    from batch_system.batch.cron.cron import schedule as schedule_of
     from batch_system.batch.tasks.discovery import folder_of
+    from batch_system.batch.tasks.task_schedule import schedule_for
     from batch_system.settings.reading import get_settings
 
     settings = get_settings()
@@ -122,13 +122,13 @@ def new(
         settings.TASKS_DIR.mkdir(exist_ok=True)
     folder = folder_of(settings.TASKS_DIR)
     module = _module(name)
-    cron = None if schedule == NO_SCHEDULE else schedule_of(schedule)
+    cron = None if schedule == NO_SCHEDULE else schedule_for(schedule, "UTC", lambda: name)
     task, test = folder / f"{module}.py", tests / f"test_{module}.py"
     values = {
         "name": name,
         "cls": _class(module),
         "module": module,
-        "schedule": f'"{cron.cron}"' if cron else "None",
+        "schedule": f'"{cron.given or cron.cron}"' if cron else "None",
         "async_": "" if sync else "async ",
         "file": task.as_posix(),
         "package": _package(settings.TASKS_DIR, module),

@@ -12,7 +12,7 @@ from batch_system.operations.runs import blocking
 from batch_system.words import short
 
 if TYPE_CHECKING:
-    from batch_system.operations.night.results import DidNotRun, Forecasts, Need, Night
+    from batch_system.operations.night.results import DidNotRun, Forecasts, LeftOut, Need, Night
     from batch_system.operations.runs.waiting import LateRun
     from batch_system.verbs.night import ShowForecast, ShowNight
 
@@ -105,6 +105,8 @@ def _show(answer: Night) -> None:
         console.write(f"Beside them {runs.runs:,} by hand or by code: {shown}.")
     for window in answer.maintenance:
         console.write(line(in_words(window)))
+    for date in answer.left_out:
+        console.write(line(_left_out(date)))
     if answer.accounted_from is not None:
         console.write(
             f"Accounted from {answer.accounted_from:%Y-%m-%d %H:%M} UTC: earlier slots are still "
@@ -122,6 +124,12 @@ def _show(answer: Night) -> None:
             for each in answer.dealt_with
         ],
     )
+
+
+def _left_out(each: LeftOut) -> str:
+    name = f" ({each.name})" if each.name else ""
+    more = f" and {each.number - len(each.tasks):,} more" if each.number > len(each.tasks) else ""
+    return f"Left out on {each.date}{name}: {', '.join(each.tasks)}{more}."
 
 
 def _table(heading: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from batch_system.cli.options import AsJson, RunOrTask
 from batch_system.errors import InvalidSchedule
 from batch_system.operations.runs import blocking
 from batch_system.settings.pools import DEFAULT_POOL
-from batch_system.words import short, utc
+from batch_system.words import dates_in_words, short, utc
 
 if TYPE_CHECKING:
     from batch_system.operations.asking.results import (
@@ -36,6 +36,8 @@ Chain).
 
 MOST_PARTS = 20
 """How many parts of a run are shown, at most."""
+
+OF_SCHEDULES = ["cron", "except_on", "timezone", "valid_from", "valid_until"]
 
 
 def show(run: RunOrTask, as_json: AsJson = False) -> None:
@@ -191,13 +193,14 @@ def _show_task(task: TaskDetails) -> None:
             "task": task.name,
             "description": task.description,
             "source": task.source + ("" if task.is_loaded else f" ({problem})"),
-            "schedule": f"{task.schedule}: {task.words}" if task.schedule else _no_schedule(task),
+            "schedule": f"{_written(task)}: {task.words}" if task.schedule else _no_schedule(task),
             "after": _after_in_words(task.after) if task.after else None,
             "chain": blocking.line_of(
                 task.chain, task.name, task.runs[0].state if task.runs else None
             ),
             "paused": _pause(task),
             "next": [_in_utc_and_zone(slot.slot, task.timezone) for slot in task.next],
+            "left out": dates_in_words(task.left_out),
             "policies": [f"{name} = {value}" for name, value in policies.items()]
             or "all have their defaults",
             "pool": task.pool if task.pool != DEFAULT_POOL else None,
@@ -226,9 +229,7 @@ def _show_task(task: TaskDetails) -> None:
     missed = [missed.model_dump() for missed in task.missed]
     _show_list("Missed", missed, ["first_slot", "last_slot", "count", "reason"])
     schedules = [span.model_dump() for span in task.schedules]
-    _show_list(
-        "Present and past schedules", schedules, ["cron", "timezone", "valid_from", "valid_until"]
-    )
+    _show_list("Present and past schedules", schedules, OF_SCHEDULES)
 
 
 def _show_list(title: str, rows: list[dict[str, Any]], columns: list[str]) -> None:
@@ -237,6 +238,11 @@ def _show_list(title: str, rows: list[dict[str, Any]], columns: list[str]) -> No
     if rows:
         console.heading(title)
         console.show(rows, columns, as_json=False)
+
+
+def _written(task: TaskDetails) -> str:
+    became = f"{task.given}, which became " if task.given else ""
+    return f"{became}{task.schedule}"
 
 
 def _no_schedule(task: TaskDetails) -> str:

@@ -12,9 +12,12 @@ from batch_system import clock
 from batch_system.cli.hints import hint_without_service, warn
 from batch_system.cli.opening import ask
 from batch_system.cli.options import AsJson, instant, whole
+from batch_system.escaping import echoed
+from batch_system.words import dates_in_words
 
 if TYPE_CHECKING:
-    from batch_system.operations.tasks.results import TaskSummary
+    from batch_system.batch.cron.cron import Schedule
+    from batch_system.operations.tasks.results import Slots, TaskDetails, TaskSummary
     from batch_system.verbs.following import Operations
 
 
@@ -78,7 +81,9 @@ def _row(task: TaskSummary) -> dict[str, object]:
 
 
 def next_(
-    expression: Annotated[str, typer.Argument(help="A cron expression in quotes.")],
+    expression: Annotated[
+        str, typer.Argument(help="A cron expression in quotes, or the name of a task.")
+    ],
     tz: Annotated[str, typer.Option(help="The time zone of the expression.")] = "UTC",
     after: Annotated[
         str | None, typer.Option(help="Show the times after this instant (ISO 8601); default: now.")
@@ -89,17 +94,25 @@ def next_(
             "-n", parser=whole(1, 10_000), metavar="NUMBER", help="The number of times to show."
         ),
     ] = 5,
+    task: Annotated[
+        str | None, typer.Option(help="The task whose name decides what H in the expression is.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the times at which a cron expression fires.
+    """Show the times at which a cron expression or a task fires.
 
     The expression has five fields, as in cron: minute, hour, day of month, month, day of week. With
     six fields, the first one is the second. Names such as @daily and @weekly are allowed too.
     """
     from batch_system import console
-    from batch_system.batch.cron.cron import schedule as schedule_of
+    from batch_system.batch.tasks.declaration import NAME
 
-    schedule = schedule_of(expression, tz)
+    if NAME.fullmatch(expression):
+        if after is not None or tz != "UTC" or task is not None:
+            raise typer.BadParameter("--after, --tz and --task are for expressions")
+        _next_of_task(expression, n, as_json)
+        return
+    schedule = _schedule_of(expression, tz, task)
     at = instant(after, "--after", schedule.zone) if after is not None else clock.now()
     rows = [
         {"slot": slot, "local": slot.astimezone(schedule.zone)}
@@ -107,4 +120,36 @@ def next_(
     ]
     if not as_json:
         console.say(schedule.words)
+        if schedule.given:
+            console.say(schedule.written)
     console.show(rows, ["slot", "local"], as_json)
+
+
+def _schedule_of(expression: str, tz: str, task: str | None) -> Schedule:
+    from batch_system.batch.cron.spread import has_spread
+    from batch_system.batch.tasks.task_schedule import schedule_for
+    from batch_system.errors import InvalidSchedule
+
+    if task is None and has_spread(expression):
+        raise InvalidSchedule(
+            f"what H is in {echoed(expression)} depends on the name of the task: add --task NAME"
+        )
+    return schedule_for(expression, tz, lambda: task or "")
+
+
+def _next_of_task(name: str, number: int, as_json: bool) -> None:
+    from batch_system import console
+    from batch_system.verbs.tasks import ShowSchedule, ShowTask
+
+    async def work(operations: Operations) -> tuple[TaskDetails, Slots]:
+        task = await operations(ShowTask(name=name))
+        return task, await operations(ShowSchedule(name=name, n=min(number, 1_000)))
+
+    task, found = ask(work)
+    if not as_json:
+        console.say(task.words or "No schedule: it is started by hand")
+        if task.given:
+            console.say(f"{task.given}, which became {task.schedule}")
+    console.show([slot.model_dump() for slot in found.slots], ["slot", "local"], as_json)
+    if found.left_out and not as_json:
+        console.say(f"left out: {dates_in_words(found.left_out)}")

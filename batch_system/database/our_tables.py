@@ -11,6 +11,7 @@ LEDGER_TABLES = frozenset(
         "attempts",
         "backups",
         "buckets",
+        "calendars",
         "catalog",
         "durations",
         "duties",

@@ -63,6 +63,14 @@ class Settings(AccessSettings, AlertSettings):
     TASKS_DIR: Path = Field(
         Path("tasks"), description="Folder or package whose *.py files contain the tasks."
     )
+    CALENDARS_DIR: Path = Field(
+        Path("calendars"), description="Folder of the files of named calendars, such as bank.toml."
+    )
+    BATCH_SPREAD: str = Field(
+        "",
+        max_length=100,
+        description="Text by which `H` in schedules differs between two deployments.",
+    )
 
     DATABASE_URL: DatabaseUrl = Field(
         "sqlite+aiosqlite:///./app.db",

@@ -56,7 +56,7 @@ class ShowSchedule(Verb, role="viewer", http=get("/tasks/{name}/schedule")):
     async def perform(self, context: Context) -> Slots:
         from batch_system.operations.tasks import details
 
-        return Slots(slots=list(await details.slots_of(context, self.name, self.n)))
+        return await details.slots_of(context, self.name, self.n)
 
 
 class PauseTask(

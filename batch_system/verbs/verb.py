@@ -147,6 +147,7 @@ class Verb(BaseModel):
 _KNOWN: list[type[Verb]] = []
 MODULES = (
     "tasks",
+    "calendars",
     "maintenance",
     "runs",
     "run_changes",

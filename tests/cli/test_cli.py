@@ -58,7 +58,7 @@ RUN += [
     "fingerprint",
     "quarantined",
 ]
-TASK = ["name", "description", "schedule", "timezone", "next_run_time", "paused", "source"]
+TASK = ["name", "description", "schedule", "given", "timezone", "next_run_time", "paused", "source"]
 TASK += [
     "served_from",
     "words",
@@ -158,6 +158,7 @@ def test_tasks_lists_what_is_there_without_making_a_ledger(
         "name": "report",
         "description": "Count what happened.",
         "schedule": "0 1 * * *",
+        "given": None,
         "timezone": "Asia/Tokyo",
         "paused": False,
         "source": "tasks/report.py",

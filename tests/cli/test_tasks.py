@@ -618,6 +618,29 @@ def test_an_example_has_only_options_that_exist(name: str) -> None:
         assert {word for word in words[len(called) :] if word.startswith("-")} <= known
 
 
+def test_all_commands_say_what_h_became(batch: Batch, report: Path) -> None:
+    report.write_text(REPORT.replace("30 2 *", "H 2 *"))
+    became = "H 2 * * *, which became 44 2 * * *"
+    shown = [
+        batch("next", "report").out.splitlines()[1],
+        batch("next", "H 2 * * *", "--task", "report").out.splitlines()[1],
+        batch("lint").out.splitlines()[2].strip(),
+        re.findall(r"^schedule +(.*)", batch("show", "report").out, re.MULTILINE)[0],
+    ]
+    assert shown == [became] * 3 + [f"{became}: At 02:44 every day (Europe/Berlin)"]
+    (task,) = batch("tasks", "--json").json
+    assert (task["given"], task["schedule"]) == ("H 2 * * *", "44 2 * * *")
+    (linted,) = batch("lint", "--json").json
+    assert linted["given"] == "H 2 * * *"
+    refuses(batch("next", "H 2 * * *"), "H", "--task NAME")
+    refuses(batch("next", "nobody"), "nobody", "report")
+
+
+def test_a_new_task_may_have_an_h(batch: Batch, tmp_path: Path) -> None:
+    assert batch("new", "load", "--schedule", "H 2 * * *").code == 0
+    assert 'schedule = "H 2 * * *"' in (tmp_path / "tasks" / "load.py").read_text()
+
+
 @pytest.mark.parametrize("name", ["new", "tasks", "next", "lint", "run"])
 def test_the_examples_of_commands_about_tasks_work(batch: Batch, name: str, tmp_path: Path) -> None:
     folder = tmp_path / "shop" / "tasks"

@@ -23,6 +23,7 @@ from examples.database import DatabaseTask
 from examples.dynamic_schedule import DynamicScheduleTask
 from examples.idempotent import IdempotentTask
 from examples.monitored import MonitoredTask
+from examples.month_end import MonthEnd
 from examples.robust import RobustTask
 from examples.start_other import GreetNewUsersTask, GreetUserTask
 from examples.sync import SyncTask
@@ -439,3 +440,14 @@ async def test_a_greeting_that_fails_does_not_affect_the_others(batch: Batch) ->
 @on_sqlite
 async def test_a_missing_user_is_named(batch: Batch) -> None:
     assert (await batch.run(GreetUserTask, user_id=99)).reason == "DomainError: there is no user 99"
+
+
+# month_end.py
+
+
+async def test_the_books_are_closed_on_the_last_business_day(batch: Batch) -> None:
+    batch.only(MonthEnd)
+    runs = await batch.advance(days=366)
+    assert runs[0].result == "2026-01-30"
+    assert runs[-1].result == "2026-12-30"  # the 31st is a Thursday, on which banks are closed
+    assert len(runs) == 12

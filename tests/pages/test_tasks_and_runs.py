@@ -8,9 +8,11 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import update
 
 from batch_system import clock
 from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import schedules
 from batch_system.operations.tasks.history import history as history_of
 from tests.batch.ledger_world import until
 from tests.batch.test_runs import insert, new
@@ -68,6 +70,18 @@ async def test_the_page_of_a_task_says_which_policies_have_their_defaults(people
     html = await people.viewer.page("/tasks/report")
     assert "One run at a time; a slot that comes while it runs is skipped." in html
     assert "<dt>overlap</dt><dd><code>&#34;skip&#34;</code></dd>" in html.partition("All values")[2]
+
+
+@pytest.mark.rest
+async def test_the_page_of_a_task_says_what_h_became(people: People) -> None:
+    async with people.served.service.ledger.engine.begin() as connection:
+        await connection.execute(
+            update(schedules).where(schedules.c.task == "report").values(given="0 H * * *")
+        )
+    html = await people.viewer.page("/tasks/report")
+    assert "0 H * * *</code>, which became <code" in html
+    found = (await people.viewer.client.get("/api/v1/tasks/report")).json()
+    assert (found["given"], found["schedule"]) == ("0 H * * *", "0 3 * * *")
 
 
 async def test_the_page_of_a_secret_task_says_why_it_failed_only_to_operators(

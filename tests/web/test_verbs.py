@@ -28,6 +28,7 @@ from batch_system.verbs import (
     access,
     backups,
     bulks,
+    calendars,
     incidents,
     maintenance,
     night,
@@ -98,6 +99,7 @@ ASKED: dict[type[Verb], Callable[[World], dict[str, Any]]] = {
     maintenance.PauseTasks: lambda w: {"all_tasks": True, "begins_at": tomorrow()},
     maintenance.MuteTasks: lambda w: {"all_tasks": True, "until": tomorrow()},
     maintenance.ListMaintenance: lambda w: {},
+    calendars.ListCalendars: lambda w: {},
     runs.ListRuns: lambda w: {"state": ["failed"]},
     runs.ListRunsOfTask: lambda w: {"name": "report", "order": "created"},
     runs.ShowRun: lambda w: {"run": w.run},
@@ -150,6 +152,7 @@ after the answers that count them.
 ELSEWHERE: dict[type[Verb], dict[str, Any]] = {
     run_changes.RedriveRun: {"run": ID},  # in test_cli_items
     maintenance.EndMaintenance: {"window": ID},  # in test_maintenance
+    calendars.ShowCalendar: {"name": "bank"},  # in tests/cli/test_calendars
     bulks.BeginBulk: {"preview": ID},  # in test_remote
     bulks.ShowBulk: {"preview": ID},
     bulks.UndoBulk: {"preview": ID},

@@ -5,7 +5,7 @@ became of each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
@@ -15,8 +15,9 @@ from sqlalchemy import Row, and_, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.account.slots import Kind, Ranges, Span, kind_of, slots_of
+from batch_system.batch.cron.cron import LeftOut
 from batch_system.batch.firing.misfires import INSTANT
-from batch_system.batch.ledger import database_time
+from batch_system.batch.ledger import calendars, database_time
 from batch_system.batch.ledger.run_rows import run_rows
 from batch_system.batch.ledger.states import Origin
 from batch_system.batch.ledger.tables import OF_SLOT_SQL, missed, nodes, runs, schedules, tasks
@@ -29,6 +30,7 @@ event loop.
 """
 
 CHUNK = 2_000
+MOST_LEFT_OUT = 100
 """How many slots are computed at a time, in a thread."""
 
 SLOTS = (Kind.RUN, Kind.SKIPPED, Kind.MISSED, Kind.DUE, Kind.LATE, Kind.GAP)
@@ -67,6 +69,7 @@ class AccountFinding:
 @dataclass
 class Account:
     """What became of the slots of one task from `since` to `until`, both included; aware, UTC.
+    `left_out`: dates on which it has no slots, the first ones.
     `since` is later than the caller's if the runs before it were pruned.
     """
 
@@ -75,6 +78,7 @@ class Account:
     until: datetime
     counts: Counter[Kind] = field(default_factory=Counter)
     findings: list[AccountFinding] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     _last: Kind | None = None
 
     @property
@@ -181,7 +185,9 @@ async def _spans(
     if task is not None:
         statement = statement.where(schedules.c.task == task)
     found: dict[str, tuple[datetime | None, list[Span]]] = {}
-    for row in await connection.execute(statement):
+    rows = list(await connection.execute(statement))
+    await calendars.read(connection, (row.cron for row in rows))
+    for row in rows:
         _, spans = found.setdefault(row.task, (row.accounted_from, []))
         spans.append(Span.of(row, since, until))
     return found
@@ -200,6 +206,7 @@ async def _fill(
     unreadable = [span for span in spans if span.schedule is None and span.after < span.until]
     for span in unreadable:
         account.report(AccountFinding(Kind.UNREADABLE, span.after, span.until, 1, span.error))
+    account.left_out = await offload(_left_out, spans)
     recorded = await _missed(connection, account)
     ranges = Ranges(recorded)
     handled = min(span.handled for span in spans)
@@ -217,6 +224,16 @@ async def _fill(
                 see(slot)
         after = page_end
     await offload(_report_wrong_ranges, account, recorded, unreadable)
+
+
+def _left_out(spans: Sequence[Span]) -> list[LeftOut]:
+    found = [
+        each
+        for span in spans
+        if span.schedule is not None and span.after < span.until
+        for each in span.schedule.left_out(span.after, span.until)
+    ]
+    return found[:MOST_LEFT_OUT]
 
 
 def _count(

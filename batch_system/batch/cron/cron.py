@@ -13,50 +13,26 @@ instants by the rules of Debian's cron:
 Debian treats a change of three hours or more as a clock that was set by hand, and does not apply
 these rules. Here they hold for every change, so that a daily task is not skipped when a zone skips
 a whole day (Samoa, 2011).
+
+A schedule may leave out dates (see calendar.py). A slot whose instant has such a date in the zone
+of the schedule is no slot. A business day is the date that the expression names.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
-
 from batch_system.batch.cron import utc_offsets
+from batch_system.batch.cron.calendar import ExcludedDates, dates_of, parted
+from batch_system.batch.cron.expression import REFERENCE, Expression, Walk, parse
 from batch_system.batch.cron.zones import zone_of
 from batch_system.errors import InvalidSchedule
 from batch_system.escaping import echoed
-
-_NICKNAMES = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-    "@monthly": "0 0 1 * *",
-    "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@hourly": "0 * * * *",
-}
-_ALLOWED = {
-    "second": "0-59",
-    "minute": "0-59",
-    "hour": "0-23",
-    "day-of-month": "1-31, L (the last day) and LW (the last weekday)",
-    "month": "1-12 and JAN-DEC",
-    "day-of-week": "0-7 (0 and 7 are Sunday), SUN-SAT, 5L (the last Friday) "
-    "and 1#2 (the second Monday)",
-}
-
-# In cron 5-5/2 means 5. cronsim reads it as 5/2, which means 5, 7, 9 and so on.
-_ONE_VALUE_WITH_STEP = re.compile(
-    r"(?<![^\s,])(\d+|[a-z]{3})-\1/0*[1-9]\d*(?![^\s,])", re.IGNORECASE
-)
-
-_LONGEST = 1_000
 
 _SECOND = timedelta(seconds=1)
 
@@ -64,46 +40,70 @@ _SECOND = timedelta(seconds=1)
 # weekday), but never 50.
 _PATIENCE_YEARS = 50
 
-# A cron expression names no year: if it has a slot after this date, it has slots after every date.
-_REFERENCE = datetime(2026, 1, 1, tzinfo=UTC)
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A date on which a schedule has no slots. `slot`: the first instant that would be one."""
+
+    date: date
+    name: str
+    slot: datetime
 
 
 @dataclass(frozen=True)
 class Schedule:
     """A cron expression in a time zone. Immutable; equal and hashed by `(cron, timezone)`.
 
+    `given`: the expression as its author has written it, with `H`; empty if that is `cron`.
+
     `cron` has five fields (minute, hour, day-of-month, month, day-of-week), six (second first), or
     is a nickname such as `@daily`. `timezone` is an IANA name. Every slot is a whole second, given
     as an aware datetime in UTC. Raises InvalidSchedule if either can't be used, or if the
-    expression never fires.
+    expression never fires. `excluded`: the dates without slots, whose id stands in `cron`.
     """
 
     cron: str
     timezone: str = "UTC"
+    given: str = field(default="", compare=False)
     zone: ZoneInfo = field(init=False, repr=False, compare=False)
-    _parsed: CronSim = field(init=False, repr=False, compare=False)
+    excluded: ExcludedDates | None = field(init=False, repr=False, compare=False)
+    _parsed: Expression = field(init=False, repr=False, compare=False)
     _follows_real_time: bool = field(init=False, repr=False, compare=False)
     _memo: list[tuple[datetime, datetime]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        parsed = _parse(self.cron)
+        excluded = dates_of(self.cron)
+        parsed = parse(self.expression, excluded)
         follows_real_time = any(part.startswith("*") for part in parsed.parts[:3])
         object.__setattr__(self, "zone", zone_of(self.timezone))
+        object.__setattr__(self, "excluded", excluded)
         object.__setattr__(self, "_parsed", parsed)
         object.__setattr__(self, "_follows_real_time", follows_real_time)
-        object.__setattr__(self, "_memo", [(_REFERENCE, _REFERENCE)])
-        if self.next(_REFERENCE) is None:
+        object.__setattr__(self, "_memo", [(REFERENCE, REFERENCE)])
+        if self.next(REFERENCE) is None:
             raise InvalidSchedule(
-                f"the cron expression {echoed(self.cron)} never fires in {self.timezone}: the "
-                "clock skips every time that it names; times that the clock of the zone shows are "
-                "allowed"
+                f"the cron expression {echoed(self.expression)} never fires in {self.timezone}: "
+                "the clock skips every time that it names; times that the clock of the zone shows "
+                "are allowed"
             )
+
+    @property
+    def expression(self) -> str:
+        """The expression alone, without the dates that it leaves out."""
+        return parted(self.cron)[0]
+
+    @property
+    def written(self) -> str:
+        """The expression, and what was written in its place if that had an `H`."""
+        became = f"{self.given}, which became " if self.given else ""
+        return f"{became}{self.expression}"
 
     @property
     def words(self) -> str:
         """The schedule in English words, with the zone unless it is UTC."""
-        text = re.sub(r"(?<=[2-9])[123]th\b", _ordinal, self._parsed.explain())
-        return text if self.timezone == "UTC" else f"{text} ({self.timezone})"
+        text = self._parsed.explain()
+        zone = "" if self.timezone == "UTC" else f" ({self.timezone})"
+        return text + zone + (f", except on {self.excluded.name}" if self.excluded else "")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -163,6 +163,23 @@ class Schedule:
             islice(self._chain(_utc(after, "after"), datetime.max.replace(tzinfo=UTC)), number)
         )
 
+    def left_out(self, after: datetime, until: datetime) -> list[LeftOut]:
+        """The dates in (after, until] that have no slots although the expression names times on
+        them.
+        """
+        if self.excluded is None:
+            return []
+        first, last = (each.astimezone(self.zone).date() for each in (after, until))
+        days = sorted(day for day in self.excluded.dates if first <= day <= last)
+        found = []
+        for day in days:
+            midnight = self._instant(datetime.combine(day, time()))
+            begin = max(_utc(after, "after"), midnight - _SECOND)
+            slot = self._nearest(begin, _SECOND)
+            if slot is not None and slot <= until and slot.astimezone(self.zone).date() == day:
+                found.append(LeftOut(day, self.excluded.dates[day], slot))
+        return found
+
     def _chain(self, after: datetime, until: datetime) -> Iterator[datetime]:
         while (slot := self.next(after)) is not None and slot <= until:
             yield slot
@@ -170,13 +187,37 @@ class Schedule:
 
     def _search(self, start: datetime, step: timedelta) -> datetime | None:
         """The slot nearest to `start` in the direction of `step`, excluding `start` itself."""
+        slot = self._nearest(start, step)
+        if self.excluded is None:
+            return slot
+        while slot is not None and (day := self._wall(slot).date()) in self.excluded.dates:
+            try:
+                start = self._end_of(day, slot, step)
+            except OverflowError:
+                return None
+            slot = self._nearest(start, step)
+        return slot
+
+    def _end_of(self, day: date, slot: datetime, step: timedelta) -> datetime:
+        """From where to search on, because `slot` lies on a date that is left out: the end of the
+        date, or a clock change before it, after which it may be another date.
+        """
+        midnight = datetime.combine(day, time())
+        if step > timedelta(0):
+            midnight += timedelta(days=1) - step
+        end = slot + (midnight - self._wall(slot))
+        change = utc_offsets.change(self.zone, slot, end)
+        return end if change is None else change - step
+
+    def _nearest(self, start: datetime, step: timedelta) -> datetime | None:
+        """The same with the dates that are left out."""
         try:
             if start.microsecond:
                 start = start.replace(microsecond=0) + (
                     _SECOND if step < timedelta(0) else timedelta(0)
                 )
             if self.timezone == "UTC":
-                wall = next(_Walk(self._parsed, start.replace(tzinfo=None), step), None)
+                wall = next(Walk(self._parsed, start.replace(tzinfo=None), step), None)
                 return wall and wall.replace(tzinfo=UTC)
             if self._follows_real_time:
                 return self._search_real_time(start + step, step)
@@ -194,7 +235,7 @@ class Schedule:
         year = instant.year
         while abs(instant.year - year) <= _PATIENCE_YEARS:
             wall = self._wall(instant)
-            match = next(_Walk(self._parsed, wall - step, step), None)
+            match = next(Walk(self._parsed, wall - step, step), None)
             if match is None:
                 break
             slot = instant + (match - wall)
@@ -205,14 +246,14 @@ class Schedule:
         return None
 
     def _next_fixed(self, after: datetime) -> datetime | None:
-        slots = map(self._instant, _Walk(self._parsed, self._wall(after), _SECOND))
+        slots = map(self._instant, Walk(self._parsed, self._wall(after), _SECOND))
         return next((slot for slot in slots if slot > after), None)
 
     def _previous_fixed(self, before: datetime) -> datetime | None:
         wall = self._wall(before)
         # In the second pass of a repeated hour, all times of the first pass lie in the past.
         repeated = before - wall.replace(tzinfo=self.zone).astimezone(UTC)
-        slots = map(self._instant, _Walk(self._parsed, wall + repeated, -_SECOND))
+        slots = map(self._instant, Walk(self._parsed, wall + repeated, -_SECOND))
         return next((slot for slot in slots if slot < before), None)
 
     def _instant(self, wall: datetime) -> datetime:
@@ -229,37 +270,13 @@ class Schedule:
         return instant.astimezone(self.zone).replace(tzinfo=None, fold=0)
 
 
-class _Walk(CronSim):
-    """cronsim's iteration over naive wall time, starting after `wall`, without parsing the
-    expression again.
-    """
-
-    def __init__(self, parsed: CronSim, wall: datetime, step: timedelta) -> None:
-        self.__dict__.update(parsed.__dict__)
-        self.dt = wall
-        self.tick_direction = 1 if step > timedelta(0) else -1
-        self._step = step
-
-    def tick(self, seconds: int = 1) -> None:
-        self.dt += self._step * seconds
-
-    def advance_hour(self) -> bool:
-        # cronsim advances hour by hour, which takes half of the time for a daily schedule.
-        hour = self.dt.hour
-        if hour in self.hours:
-            return False
-        self.dt = self.dt.replace(minute=0, second=0)
-        self.tick(3600 * min((later - hour) % 24 for later in self.hours))
-        return True
-
-
 # More than a service has, because each look at an open schedule uses it.
 @functools.lru_cache(maxsize=32_768)
-def schedule(cron: str, timezone: str = "UTC") -> Schedule:
+def schedule(cron: str, timezone: str = "UTC", given: str = "") -> Schedule:
     """The shared Schedule of this expression and zone, which is parsed once. Raises
     InvalidSchedule.
     """
-    return Schedule(cron, timezone)
+    return Schedule(cron, timezone, given)
 
 
 def _utc(moment: datetime, name: str) -> datetime:
@@ -271,64 +288,3 @@ def _utc(moment: datetime, name: str) -> datetime:
             "instant"
         )
     return moment.astimezone(UTC)
-
-
-def _parse(cron: str) -> CronSim:
-    if len(cron) > _LONGEST or not re.fullmatch(r"[ -~\t]*", cron):
-        raise InvalidSchedule(
-            f"the cron expression {echoed(cron)} can't be read: at most {_LONGEST:,} characters of "
-            "ASCII are allowed, so digits are 0-9, and fields are separated by spaces"
-        )
-    parts = _ONE_VALUE_WITH_STEP.sub(r"\1", _expand(cron)).split()
-    if len(parts) not in (5, 6):
-        raise InvalidSchedule(
-            f"the cron expression {echoed(cron)} has {len(parts)} fields: five (minute hour "
-            "day-of-month month day-of-week) or six (second first) are allowed, or one of "
-            f"{', '.join(_NICKNAMES)}"
-        )
-    try:
-        parsed = CronSim(" ".join(parts), _REFERENCE.replace(tzinfo=None))
-        next(_Walk(parsed, parsed.dt, _SECOND))
-    except (CronSimError, ValueError, StopIteration) as error:
-        raise InvalidSchedule(
-            f"the cron expression {echoed(cron)} {_what_is_wrong(parts)}"
-        ) from error
-    return parsed
-
-
-def _expand(cron: str) -> str:
-    nickname = cron.strip().lower()
-    if not nickname.startswith("@"):
-        return cron
-    if nickname not in _NICKNAMES:
-        reason = (
-            "does not name a time" if nickname == "@reboot" else "is not one of cron's nicknames"
-        )
-        raise InvalidSchedule(
-            f"the cron expression {echoed(cron)} {reason}: allowed are {', '.join(_NICKNAMES)}"
-        )
-    return _NICKNAMES[nickname]
-
-
-def _what_is_wrong(parts: list[str]) -> str:
-    six = parts if len(parts) == 6 else ["0", *parts]
-    for place, (name, part) in enumerate(zip(_ALLOWED, six, strict=True)):
-        try:
-            CronSim(
-                " ".join(["*"] * place + [part] + ["*"] * (5 - place)),
-                _REFERENCE.replace(tzinfo=None),
-            )
-        except (CronSimError, ValueError):
-            return (
-                f"has a wrong {name} field {echoed(part)}: allowed are {_ALLOWED[name]}, "
-                "besides * and lists (1,2), ranges (1-5) and steps (*/2)"
-            )
-    return (
-        "never fires: no date matches its day-of-month, month and day-of-week fields "
-        f"{echoed(' '.join(parts[-3:]))}; dates that exist in the calendar are allowed"
-    )
-
-
-def _ordinal(wrong: re.Match[str]) -> str:
-    """The correct ordinal: cronsim writes 21th, 22th and 23th."""
-    return {"1th": "1st", "2th": "2nd", "3th": "3rd"}[wrong[0]]

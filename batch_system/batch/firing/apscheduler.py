@@ -82,7 +82,11 @@ class SlotTrigger(BaseTrigger):  # type: ignore[misc] # APScheduler 3 has no typ
         return slot - LEAD if slot is not None else None
 
     def __str__(self) -> str:
-        return f"cron[{self.schedule.cron}] {self.schedule.timezone}" if self.schedule else "manual"
+        return (
+            f"cron[{self.schedule.expression}] {self.schedule.timezone}"
+            if self.schedule
+            else "manual"
+        )
 
 
 @functools.lru_cache(maxsize=1_000)

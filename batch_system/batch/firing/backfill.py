@@ -30,6 +30,7 @@ from batch_system.concurrency.offload import offload
 from batch_system.database.engine import Database
 from batch_system.errors import InvalidParameters
 
+MOST_LEFT_OUT = 100
 PAGE = 250
 """How many slots one transaction handles. Their rows are made on the event loop."""
 
@@ -75,6 +76,11 @@ class Interval:
     async def count(self, most: int) -> int:
         """Count the slots, up to `most` + 1, which stands for more than `most`."""
         return await offload(lambda: sum(1 for _ in islice(self.slots(), most + 1)))
+
+    async def left_out(self) -> list[str]:
+        """The first dates of the interval that have no slots, with their names."""
+        found = await offload(self.schedule.left_out, self.since - INSTANT, self.until)
+        return [f"{each.date} {each.name}".strip() for each in found[:MOST_LEFT_OUT]]
 
     def slots(self) -> Iterable[datetime]:
         return self.schedule.between(self.since - INSTANT, self.until)

@@ -21,6 +21,7 @@ from batch_system.batch.nodes.clock_steps import AHEAD
 from batch_system.batch.nodes.ledger_poll import FiringState, LedgerChanges
 from batch_system.batch.nodes.new_tasks import NewTasks
 from batch_system.batch.nodes.outage import Outage
+from batch_system.batch.tasks import calendar_files
 from batch_system.batch.tasks.broken_files import BrokenFile
 from batch_system.batch.tasks.registry import Task
 from batch_system.concurrency.background import Background, is_set_within
@@ -180,8 +181,7 @@ class ScheduleSync(Background):
             return
         self._warned.pop("reading", None)
         if changed:
-            async with self._database.engine.begin() as connection:
-                await task_sync.set_schedules(connection, changed, self._tasks, self._node)
+            await task_sync.change_schedules(self._database, changed, self._tasks, self._node)
             self._own_schedules |= changed
             self._is_unsettled = True
 
@@ -345,6 +345,7 @@ class ScheduleSync(Background):
             refresh_settings()
         except InvalidSetting as error:
             self._warn_once("settings", f"the changed settings are not used: {error.message}")
+        calendar_files.look()
         changed = {}
         # A copy, since tasks may be added while reading a property takes long.
         for name, task in list(self._tasks.items()):
@@ -388,7 +389,7 @@ class ScheduleSync(Background):
         self, name: str, row: OpenSchedule | None, in_force: Schedule | None
     ) -> None:
         if self._own_schedules[name] != in_force and self._tasks[name].follows is None:
-            current = f"{row.cron} {row.timezone}" if row else "none"
+            current = row.in_words if row else "none"
             message = f"{name} fires by another node's schedule ({current}), not by this code's"
             self._warn_once(f"schedule of {name}", message)
 

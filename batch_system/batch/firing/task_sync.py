@@ -12,10 +12,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.firing import followed_schedules, pauses, task_changes
 from batch_system.batch.firing.overdue_slots import fire_all_due, record_all_missed
-from batch_system.batch.ledger import database_time, json_rows, missed_ranges, nodes, schedules
+from batch_system.batch.ledger import (
+    calendars,
+    database_time,
+    json_rows,
+    missed_ranges,
+    nodes,
+    schedules,
+)
 from batch_system.batch.ledger.missed_ranges import Cause
 from batch_system.batch.ledger.people import audit
 from batch_system.batch.ledger.people.audit import By
+from batch_system.batch.ledger.schedules import OpenSchedule
 from batch_system.batch.ledger.tables import tasks
 from batch_system.batch.ledger.wakes import catalog_changed
 from batch_system.batch.nodes.clock_steps import AHEAD
@@ -24,6 +32,8 @@ from batch_system.database.engine import Database
 from batch_system.settings.pools import DEFAULT_POOL
 
 GONE = "its file is gone"
+MOST_CHANGED = 1_000
+"""So many schedules are changed in one transaction."""
 DECLARED = ("pool", "policies", "tags", "parameters", "monitoring")
 
 
@@ -153,8 +163,12 @@ async def set_schedules(
     for name in sorted(unchanged & waiting.keys() & loaded.keys()):
         if (opened[name].after, opened[name].follows) != waiting[name]:
             await schedules.set_after(connection, opened[name].id, *waiting[name])
+    for name in sorted(unchanged):
+        same = wanted[name]
+        if same is not None and (same.given or None) != opened[name].given:
+            await schedules.set_given(connection, opened[name].id, same.given or None)
     for name, row in sorted(ending.items()):
-        before, after = {"cron": row.cron, "timezone": row.timezone}, _as_json(wanted[name])
+        before, after = _as_json(row), _as_json(wanted[name])
         by, key = By(f"node {node}"), f"schedule {row.id}"
         await audit.record(
             connection, by, "schedule.change", now, task=name, before=before, after=after, key=key
@@ -162,8 +176,24 @@ async def set_schedules(
     await catalog_changed(connection)
 
 
-def _as_json(schedule: Schedule | None) -> dict[str, str] | None:
-    return {"cron": schedule.cron, "timezone": schedule.timezone} if schedule is not None else None
+async def change_schedules(
+    database: Database,
+    changed: Mapping[str, Schedule | None],
+    loaded: Mapping[str, Task],
+    node: str,
+) -> None:
+    """The same in several transactions, because one calendar may change thousands of tasks."""
+    names = sorted(changed)
+    for place in range(0, len(names), MOST_CHANGED):
+        part = {name: changed[name] for name in names[place : place + MOST_CHANGED]}
+        async with database.engine.begin() as connection:
+            await set_schedules(connection, part, loaded, node)
+
+
+def _as_json(schedule: Schedule | OpenSchedule | None) -> dict[str, str] | None:
+    if schedule is None:
+        return None
+    return {**calendars.told(schedule.cron), "timezone": schedule.timezone}
 
 
 async def set_back(

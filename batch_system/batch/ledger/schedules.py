@@ -13,8 +13,9 @@ from typing import Any
 from sqlalchemy import Select, case, delete, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from batch_system.batch.cron.calendar import parted
 from batch_system.batch.cron.cron import Schedule, schedule
-from batch_system.batch.ledger import json_rows, tables
+from batch_system.batch.ledger import calendars, json_rows, tables
 from batch_system.batch.ledger.tables import new_id, schedules, tasks
 from batch_system.errors import InvalidSchedule
 
@@ -31,6 +32,7 @@ class OpenSchedule:
     `paused_by`: who has paused the task; None: it is not paused. `paused_until`: when the pause
     ends by itself. `after`: what its runs wait for, as After.as_json has it. `follows`: the task
     whose schedule it copies. `paused_at`: when the pause begins, which may be in a moment.
+    `given`: the expression as its author has written it, if that has an `H`.
     """
 
     id: str
@@ -44,6 +46,7 @@ class OpenSchedule:
     follows: str | None = None
     paused_until: datetime | None = None
     paused_at: datetime | None = None
+    given: str | None = None
 
     def at(self, now: datetime) -> OpenSchedule:
         """The schedule as it is at an instant: without a pause that begins only later."""
@@ -52,9 +55,14 @@ class OpenSchedule:
         return replace(self, paused_by=None, paused_until=None, paused_at=None)
 
     @property
+    def in_words(self) -> str:
+        """The expression and the zone."""
+        return f"{parted(self.cron)[0]} {self.timezone}"
+
+    @property
     def schedule(self) -> Schedule:
         """The schedule object. Raises InvalidSchedule if `is_usable` is False."""
-        return schedule(self.cron, self.timezone)
+        return schedule(self.cron, self.timezone, self.given or "")
 
     @property
     def is_usable(self) -> bool:
@@ -84,18 +92,25 @@ def _open() -> Select[Any]:
         schedules.c.follows,
         paused_until,
         paused_at,
+        schedules.c.given,
     ).where(schedules.c.valid_until.is_(None))
+
+
+async def _read(connection: AsyncConnection, query: Select[Any]) -> list[OpenSchedule]:
+    """The open schedules of a query, with the dates that they leave out."""
+    found = [OpenSchedule(*row) for row in await connection.execute(query)]
+    await calendars.read(connection, (row.cron for row in found))
+    return found
 
 
 async def open_schedules(connection: AsyncConnection) -> dict[str, OpenSchedule]:
     """All open schedules, by task. Locks nothing."""
-    return {row.task: OpenSchedule(*row) for row in await connection.execute(_open())}
+    return {row.task: row for row in await _read(connection, _open())}
 
 
 async def open_schedule(connection: AsyncConnection, task: str) -> OpenSchedule | None:
     """The open schedule of a task; None if it has none. Locks nothing."""
-    row = (await connection.execute(_open().where(schedules.c.task == task))).first()
-    return OpenSchedule(*row) if row is not None else None
+    return next(iter(await _read(connection, _open().where(schedules.c.task == task))), None)
 
 
 async def zones(connection: AsyncConnection) -> set[str]:
@@ -129,7 +144,9 @@ async def in_use(connection: AsyncConnection) -> list[ScheduleInUse]:
         .group_by(*columns)
     )
     names: dict[tuple[str, str], dict[bool, list[str]]] = {}
-    for row in await connection.execute(query):
+    rows = (await connection.execute(query)).all()
+    await calendars.read(connection, (row.cron for row in rows))
+    for row in rows:
         names.setdefault((row.cron, row.timezone), {})[bool(row.is_paused)] = row.collected
     used = []
     for (cron, timezone), its in names.items():
@@ -172,7 +189,7 @@ async def lock(
         .order_by(schedules.c.id)
         .with_for_update(of=schedules, skip_locked=not wait)
     )
-    return [OpenSchedule(*row) for row in await connection.execute(statement)]
+    return await _read(connection, statement)
 
 
 async def paused(connection: AsyncConnection, names: Collection[str], now: datetime) -> set[str]:
@@ -194,9 +211,7 @@ async def still_open(connection: AsyncConnection, names: Iterable[str]) -> dict[
     locked.
     """
     is_meant = json_rows.is_among(schedules.c.task, names, connection.dialect.name)
-    return {
-        row.task: OpenSchedule(*row) for row in await connection.execute(_open().where(is_meant))
-    }
+    return {row.task: row for row in await _read(connection, _open().where(is_meant))}
 
 
 async def move_cursors(connection: AsyncConnection, ids: Iterable[str], until: datetime) -> None:
@@ -292,6 +307,13 @@ async def set_after(
     )
 
 
+async def set_given(connection: AsyncConnection, row: str, given: str | None) -> None:
+    """Write how the author has written the expression of an open schedule. The caller has locked
+    the row.
+    """
+    await connection.execute(update(schedules).where(schedules.c.id == row).values(given=given))
+
+
 async def open_new(
     connection: AsyncConnection,
     new: Mapping[str, Schedule],
@@ -306,6 +328,7 @@ async def open_new(
     schedule of a task ends later than `now`, slots count from that end: the slots before it were
     handled by a clock that was ahead.
     """
+    await calendars.write(connection, (schedule.excluded for schedule in new.values()))
     ends = await _ends_after(connection, new, now)
     rows = [
         {
@@ -318,6 +341,7 @@ async def open_new(
             "fired_until": ends.get(task, now),
             "after": waiting.get(task, (None, None))[0],
             "follows": waiting.get(task, (None, None))[1],
+            "given": schedule.given or None,
         }
         for task, schedule in new.items()
     ]
@@ -359,4 +383,6 @@ async def history(connection: AsyncConnection, task: str) -> list[dict[str, Any]
     statement = (
         select(tables.schedules).where(schedules.c.task == task).order_by(schedules.c.valid_from)
     )
-    return [dict(row) for row in (await connection.execute(statement)).mappings()]
+    rows = [dict(row) for row in (await connection.execute(statement)).mappings()]
+    await calendars.read(connection, (row["cron"] for row in rows))
+    return rows

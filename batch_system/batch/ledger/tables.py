@@ -155,9 +155,10 @@ schedules = Table(
     Column("node", Id, nullable=False),
     Column("fired_until", UtcDateTime, nullable=False),
     # `after`: what the runs of its slots wait for, see queue/after.py. `follows`: the task whose
-    # schedule it copies.
+    # schedule it copies. `given`: the expression as it was written, if that has an `H`.
     Column("after", Json),
     Column("follows", String(100)),
+    Column("given", Text),
     Index("uq_batch_schedules_open", "task", unique=True, **where("valid_until IS NULL")),
     Index("ix_batch_schedules_task", "task", "valid_from"),
 )

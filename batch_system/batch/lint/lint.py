@@ -94,6 +94,7 @@ def findings(task: Task, now: datetime, served: Collection[str] | None = None) -
         unsorted += [
             *_expression(task.schedule),
             *_clock(task.schedule, now),
+            *_left_out(task.schedule, now),
             *_policies(task, interval),
         ]
     return sorted(unsorted, key=lambda finding: finding.severity == "note")
@@ -270,7 +271,7 @@ def _every_minute(of: Schedule) -> Iterator[LintFinding]:
     in_hour = minute == "*" and hour.isdigit() and (second == "*" or second.isdigit())
     if not in_hour and not (second == "*" and minute.isdigit()):
         return
-    parts = of.cron.split()
+    parts = of.expression.split()
     finer = len(parts) - 4  # the minute, and the second where it is given
     once = " ".join(
         "0" if place < finer and part == "*" else part for place, part in enumerate(parts)
@@ -286,6 +287,20 @@ def _clock(of: Schedule, now: datetime) -> Iterator[LintFinding]:
     effect = next(effects(of, now, now + YEAR), None)
     if effect is not None:
         yield _note("clock-change", effect.words)
+
+
+def _left_out(of: Schedule, now: datetime) -> Iterator[LintFinding]:
+    dates = of.excluded.dates if of.excluded is not None else None
+    if dates is None:
+        return
+    if not dates:
+        yield _warning("except-on-empty", "except_on has no date, so it leaves out nothing")
+    elif max(dates) < now.astimezone(of.zone).date():
+        yield _warning(
+            "except-on-past",
+            f"except_on has only dates in the past, the last one is {max(dates)}, so it leaves out "
+            "nothing",
+        )
 
 
 def _body(task: Task) -> Iterator[LintFinding]:

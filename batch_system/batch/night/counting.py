@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.account.slots import Kind, Ranges, Span, kind_of, slots_of
 from batch_system.batch.firing.misfires import INSTANT
-from batch_system.batch.ledger import json_rows
+from batch_system.batch.ledger import calendars, json_rows
 from batch_system.batch.ledger.buckets import bucket_of
 from batch_system.batch.ledger.missed_ranges import Cause
 from batch_system.batch.ledger.states import ACTIVE
@@ -171,7 +171,8 @@ async def _spans(
     )
     if task is not None:
         statement = statement.where(schedules.c.task == task)
-    rows = await connection.execute(statement)
+    rows = (await connection.execute(statement)).all()
+    await calendars.read(connection, (row.cron for row in rows))
     return [(Span.of(row, since, last), row.collected) for row in rows]
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Callable, Iterable
-from datetime import timedelta
+from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 
 from batch_system.batch.tasks.after import After
+from batch_system.batch.tasks.calendars import Calendar, Holidays
 from batch_system.batch.tasks.declaration import Alerts, Missed, MissedPolicy, OverlapPolicy, Retry
 from batch_system.settings.pools import DEFAULT_POOL
 
 MYPY = False
 T = TypeVar("T")
+Excluded = date | Collection[date] | Mapping[date, str] | Holidays | Calendar | None
 
 if TYPE_CHECKING:
     from sqlalchemy import Row, Select
@@ -39,6 +41,8 @@ class BaseTask(ABC):
       schedule: A cron expression, or None for a task that is only started by hand. It may be a
           property, which is read again every few seconds.
       timezone: The IANA name of the time zone of the schedule.
+      except_on: Dates without slots in the zone of the schedule: a date, a list of dates, a mapping
+          of dates to names, Holidays("DE", "BY"), Calendar("bank"), or a tuple of these.
       after: The names of tasks whose slots this one waits for, or an After(…). Without a schedule
           of its own, the task has the slots of the first of them.
       timeout: Seconds (or a timedelta) after which an attempt is ended as failed; None for no
@@ -103,6 +107,7 @@ class BaseTask(ABC):
         description = ""
         timezone = "UTC"
 
+    except_on: ClassVar[Excluded | tuple[Excluded, ...]] = None
     after: ClassVar[str | tuple[str, ...] | After | None] = None
     timeout: ClassVar[float | timedelta | None] = None
     retry: ClassVar[Retry] = Retry()

@@ -1,6 +1,5 @@
-"""The attributes that a task declares in its class: its policies, its monitoring, its name and its
-schedule. Each value is checked where it is read, with an error that names the attribute and what is
-allowed.
+"""The attributes that a task declares in its class: its policies, its monitoring and its name. Each
+value is checked where it is read, with an error that names the attribute and what is allowed.
 
 A new attribute of a task is added to BaseTask, with its default, and here, as a field of Policies
 or Monitoring with its check.
@@ -20,7 +19,6 @@ from urllib.parse import urlsplit
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from batch_system import failures
-from batch_system.batch.cron.cron import Schedule, schedule
 from batch_system.errors import BatchError, InvalidTask
 from batch_system.escaping import echoed
 from batch_system.settings.pools import DEFAULT_POOL, POOL_NAME, POOL_NAME_ALLOWED
@@ -344,7 +342,7 @@ MONITORING = (
 """The attributes of a class that are about its monitoring."""
 POLICIES = tuple(field.name for field in fields(Policies))
 """The attributes of a class that are policies."""
-OF_THE_CLASS = {*POLICIES, *MONITORING, "after", "tags"}
+OF_THE_CLASS = {*POLICIES, *MONITORING, "after", "except_on", "tags"}
 """Attributes that are read from the class, so that setting them on an instance would have no
 effect.
 """
@@ -433,44 +431,6 @@ def static(cls: type[Any], name: str) -> Any:
         if name in base.__dict__:
             return base.__dict__[name]
     return None
-
-
-def has_schedule(cls: type[Any]) -> bool:
-    """Whether the class has a schedule of its own."""
-    return static(cls, "schedule") is not None
-
-
-def schedule_of(cls: type[Any]) -> Schedule | None:
-    """The schedule, read from a new instance; None for a task without one. Raises InvalidTask."""
-    return schedule_in(instance(cls))
-
-
-def schedule_in(task: Any) -> Schedule | None:
-    """The schedule that an instance has; None for a task without one. Raises InvalidTask."""
-    cls = type(task)
-    if not hasattr(cls, "schedule") and cls.after is None:
-        raise InvalidTask(
-            "schedule is missing; allowed: a cron expression, or None for starts by hand only"
-        )
-    cron = attribute(task, "schedule")
-    if cron is None:
-        return None
-    if not isinstance(cron, str):
-        raise InvalidTask(
-            f"schedule is {echoed(cron)}; allowed: a cron expression such as '0 2 * * *', or None"
-        )
-    return schedule(cron, timezone_of(task))
-
-
-def timezone_of(task: Any) -> str:
-    """The name of the zone. Raises InvalidTask."""
-    timezone = attribute(task, "timezone")
-    if not isinstance(timezone, str):
-        raise InvalidTask(
-            f"timezone is {echoed(timezone)}; allowed: an IANA name such as 'Europe/Berlin' or "
-            "'UTC'"
-        )
-    return timezone
 
 
 def expect_of(task: type[Any]) -> Expect | None:

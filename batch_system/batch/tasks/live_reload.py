@@ -11,6 +11,7 @@ from batch_system.batch.tasks.discovery import folder_of, forget, load_files, lo
 from batch_system.batch.tasks.registry import Task, TaskRegistry
 from batch_system.errors import InvalidSetting
 from batch_system.logs import get_logger
+from batch_system.settings.reading import get_settings
 
 logger = get_logger("batch_system.batch")
 
@@ -61,14 +62,17 @@ class TasksFolder:
         if not changed:
             return {}
         failed = {Path(file.source) for file in self.broken} & settled
+        changed_tasks = {path for path in changed if path.suffix == ".py"}
         imported = self._loaded.keys() - failed
-        for path in sorted(path for path in changed & imported if not path.name.startswith("_")):
+        for path in sorted(
+            path for path in changed_tasks & imported if not path.name.startswith("_")
+        ):
             self._warn_of_change(path)
         self._loaded.update((path, self._files[path]) for path in changed)
         # Files that failed are tried again when any file has changed, because they may import the
         # corrected one.
         return self._load(
-            {path for path in changed - imported | failed if not path.name.startswith("_")}
+            {path for path in changed_tasks - imported | failed if not path.name.startswith("_")}
         )
 
     def _load(self, files: set[Path]) -> dict[str, Task]:
@@ -103,23 +107,26 @@ class TasksFolder:
         """Warn of files that were removed. Their tasks stay, because a deployment may be about to
         replace the files.
         """
-        if not self._files:
+        if not any(path.suffix == ".py" for path in self._files):
             return
         for path in sorted(self._loaded.keys() - self._files.keys()):
             del self._loaded[path]
             self._broken = {
                 key: file for key, file in self._broken.items() if Path(file.source) != path
             }
-            if not path.name.startswith("_"):
+            if path.suffix == ".py" and not path.name.startswith("_"):
                 logger.warning(
                     f"{path} is gone, and this process still runs its tasks: restart it to end them"
                 )
 
     def _scan(self) -> dict[Path, FileState]:
-        """All Python files of the folder: those of tasks, and modules that these may import."""
+        """All Python files of the folder, those of tasks and modules that these may import; and
+        the named calendars.
+        """
         files = {}
         with contextlib.suppress(InvalidSetting):  # the folder was moved away; loaded tasks stay
-            for path in folder_of(self._place).glob("*.py"):
+            of_tasks = folder_of(self._place).glob("*.py")
+            for path in (*of_tasks, *get_settings().CALENDARS_DIR.glob("*.toml")):
                 with contextlib.suppress(OSError):  # the file has just been removed
                     status = path.stat()
                     files[path] = status.st_mtime_ns, status.st_size

@@ -18,26 +18,29 @@ from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.cron.zones import zone_of
 from batch_system.batch.tasks.after import After
 from batch_system.batch.tasks.base import BaseTask
+from batch_system.batch.tasks.calendars import ExceptOn
 from batch_system.batch.tasks.declaration import (
     MONITORING,
     POLICIES,
     Monitoring,
     Policies,
     description_of,
-    has_schedule,
     instance,
     name_of,
     one_line,
     refuse_abstract,
-    schedule_in,
-    schedule_of,
     static,
     tags_of,
-    timezone_of,
 )
 from batch_system.batch.tasks.parameters import Parameters
 from batch_system.batch.tasks.partitioned_task import PartitionedTask
 from batch_system.batch.tasks.partitions import Partition
+from batch_system.batch.tasks.task_schedule import (
+    has_schedule,
+    schedule_in,
+    schedule_of,
+    timezone_of,
+)
 from batch_system.errors import InvalidTask, UnknownTask
 from batch_system.escaping import echoed
 
@@ -56,8 +59,8 @@ class Task:
       digest: The beginning of the SHA-256 of that file; None if it can't be read.
       on_loop: Whether `run`, or each stage of a partitioned task, is a coroutine function;
           otherwise it runs in a thread.
-      may_change: Whether schedule or timezone is a property, whose value may differ the next time
-          it is read.
+      may_change: Whether schedule or timezone is a property, or the dates of except_on are read
+          from elsewhere, so that the value may differ the next time.
       schedule: None for a task that is only started by hand.
       partition: The declarations of a partitioned task; None for other tasks.
     """
@@ -305,6 +308,11 @@ def _task_of(cls: type[BaseTask]) -> Task:
             "value: "
             "give a default, or set schedule = None"
         )
+    except_on = ExceptOn.of(cls.except_on)
+    if except_on is not None and not has_schedule(cls):
+        raise InvalidTask(
+            "except_on is set, but the class has no schedule; allowed: with a schedule of its own"
+        )
     policies, monitoring = _declared(cls, parameters.takes_slot)
     return Task(
         cls=cls,
@@ -317,7 +325,8 @@ def _task_of(cls: type[BaseTask]) -> Task:
         on_loop=inspect.iscoroutinefunction(run)
         if partition is None
         else all(partition.on_loop.values()),
-        may_change=not all(
+        may_change=(except_on is not None and except_on.may_change)
+        or not all(
             isinstance(static(cls, attribute), str | None) for attribute in ("schedule", "timezone")
         ),
         zone=zone_of(timezone_of(task)),

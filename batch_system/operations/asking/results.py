@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -344,14 +344,28 @@ class MissedRange(Result):
     created_at: datetime
 
 
+class LeftOutDate(Result):
+    """A date on which a schedule has no slots, with its name. `slot`: the first one that it would
+    have.
+    """
+
+    date: date
+    name: str
+    slot: datetime
+
+
 class ScheduleSpan(Result):
     """A schedule that a task has or had, with the interval of its validity. Slots up to
-    `fired_until` were handled.
+    `fired_until` were handled. `given`: the expression as it was written, if that has an `H`.
+    `except_on`: the dates that it leaves out, in words; `calendar`: their hash.
     """
 
     id: str
     task: str
     cron: str
+    given: str | None = None
+    except_on: str | None = None
+    calendar: str | None = None
     timezone: str
     valid_from: datetime
     valid_until: datetime | None

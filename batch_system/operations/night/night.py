@@ -39,7 +39,14 @@ from batch_system.escaping import shortened
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import Node
 from batch_system.operations.maintenance import maintenance
-from batch_system.operations.night import alarms, attention, did_not_run, forecast, sentence
+from batch_system.operations.night import (
+    alarms,
+    attention,
+    did_not_run,
+    forecast,
+    left_out,
+    sentence,
+)
 from batch_system.operations.night.clock_changes import clock_changes
 from batch_system.operations.night.results import (
     MOST,
@@ -224,6 +231,7 @@ async def read(
         services=len(living),
         last_beat=last_beat,
         maintenance=[] if until is not None else await maintenance.windows_at(connection, now),
+        left_out=await left_out.dates(connection, since, end),
         accounted_from=window.accounted_from,
         unread=unread,
         forecast=promised,

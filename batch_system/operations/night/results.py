@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Literal
 
 from batch_system.operations.asking.results import KeptBack, Node, Result, RunSummary
@@ -272,6 +272,17 @@ class Forecasts(Result):
     more: int = 0
 
 
+class LeftOut(Result):
+    """A date on which `number` tasks have no slots, because their calendars leave it out. `name`:
+    of the date. `tasks`: the first 20 of them.
+    """
+
+    date: date
+    name: str
+    tasks: list[str]
+    number: int
+
+
 class Night(Result):
     """What happened from `since` up to `as_of` (UTC), and what needs a person now.
 
@@ -280,6 +291,7 @@ class Night(Result):
     list were left out, by its name. `unread`: what could not be read: quarantine, if the
     application's database can't be used. `forecast`: None if no task has a deadline, or the window
     is over. `maintenance`: the pauses and mutes of many tasks that last or are planned.
+    `left_out`: the dates without slots.
     """
 
     as_of: datetime
@@ -306,6 +318,7 @@ class Night(Result):
     unread: Sequence[str] = ()
     forecast: Forecasts | None = None
     maintenance: Sequence[Maintenance] = ()
+    left_out: Sequence[LeftOut] = ()
 
 
 class Trouble(Result):

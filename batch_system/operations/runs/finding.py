@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Text, and_, case, cast, func, or_, select,
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.cron import schedule
-from batch_system.batch.ledger import database_time, json_rows, run_ids, run_query
+from batch_system.batch.ledger import calendars, database_time, json_rows, run_ids, run_query
 from batch_system.batch.ledger.incidents.tables import OPEN_SQL, incidents
 from batch_system.batch.ledger.run_query import Number, RunQuery
 from batch_system.batch.ledger.states import IncidentKind, RunState
@@ -105,7 +105,9 @@ async def _schedules(connection: AsyncConnection, names: Collection[str]) -> dic
         schedules.c.valid_until.is_(None), of_these
     )
     found = {}
-    for task, cron, timezone in await connection.execute(query):
+    rows = list(await connection.execute(query))
+    await calendars.read(connection, (row.cron for row in rows))
+    for task, cron, timezone in rows:
         try:
             found[task] = schedule(cron, timezone).words
         except BatchError:

@@ -13,6 +13,7 @@ from batch_system.batch.account.slots import Kind
 from batch_system.batch.ledger import database_time
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.operations.asking.context import Context
+from batch_system.operations.asking.results import LeftOutDate
 from batch_system.operations.runs.read import refuse_unknown_task
 from batch_system.operations.slots.results import Accounts, SlotFinding, SlotOutcome, TaskAccount
 from batch_system.operations.system import pool_problems
@@ -95,6 +96,7 @@ def _task_account(account: Account) -> TaskAccount:
         gaps=counts[Kind.GAP],
         complete=account.is_complete,
         findings=[_finding(finding) for finding in account.findings],
+        left_out=[LeftOutDate.of(vars(each)) for each in account.left_out],
     )
 
 

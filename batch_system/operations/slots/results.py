@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from batch_system.operations.asking.results import Result
+from batch_system.operations.asking.results import LeftOutDate, Result
 
 
 class SlotOutcome(Result):
@@ -38,7 +38,10 @@ class SlotFinding(Result):
 
 
 class TaskAccount(Result):
-    """The account of one task: how many of its slots from `since` to `until` are of each kind."""
+    """The account of one task: how many of its slots from `since` to `until` are of each kind.
+
+    `left_out`: the first 100 dates on which it has no slots because of its `except_on`.
+    """
 
     task: str
     since: datetime
@@ -51,6 +54,7 @@ class TaskAccount(Result):
     gaps: int
     complete: bool
     findings: list[SlotFinding]
+    left_out: list[LeftOutDate] = Field(default_factory=list)
 
 
 class Accounts(Result):

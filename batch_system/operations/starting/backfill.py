@@ -77,9 +77,8 @@ async def counted(
     counts = await task_backfill.look(interval, see)
     after = await _after(context, request, context.actor.name, interval)
     theirs = {each.task.name: await each.look(span) for each, span in after}
-    return Counted(
-        _counts(counts, theirs).model_copy(update={"pruned": pruned}), interval.schedule_id
-    )
+    update = {"pruned": pruned, "left_out": await interval.left_out()}
+    return Counted(_counts(counts, theirs).model_copy(update=update), interval.schedule_id)
 
 
 async def _pruned_until(context: Context, interval: Interval) -> datetime | None:
@@ -111,7 +110,7 @@ async def make(
     after = await _after(context, request, by, interval)
     made = {each.task.name: await each.make(theirs) for each, theirs in after}
     context.wake()
-    return _counts(counts, made)
+    return _counts(counts, made).model_copy(update={"left_out": await interval.left_out()})
 
 
 async def refuse_other_schedule(connection: AsyncConnection, request: Mapping[str, Any]) -> None:

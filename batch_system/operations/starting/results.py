@@ -68,7 +68,8 @@ class BackfillCounts(Result):
 
     `after`: the same of the tasks that come after, by name. `pruned`: how many of the new runs are
     skipped at once, because there are no runs any more of the slots that they wait for. Only a
-    preview counts them.
+    preview counts them. `left_out`: the first 100 dates of the interval without slots, by the
+    `except_on` of the task.
     """
 
     new: int
@@ -76,6 +77,7 @@ class BackfillCounts(Result):
     left: int
     pruned: int = 0
     after: dict[str, BackfillCounts] = Field(default_factory=dict)
+    left_out: list[str] = Field(default_factory=list)
 
     @property
     def slots(self) -> int:

@@ -6,14 +6,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
+from batch_system.batch.cron.calendar import joined, parted
 from batch_system.batch.cron.cron import Schedule, schedule
 from batch_system.batch.incidents.durations import UsualDurations
-from batch_system.batch.ledger import database_time, gauges, missed_ranges, run_query, schedules
+from batch_system.batch.ledger import (
+    calendars,
+    database_time,
+    gauges,
+    missed_ranges,
+    run_query,
+    schedules,
+)
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.run_query import RunQuery
 from batch_system.batch.ledger.schedules import OpenSchedule
@@ -24,6 +33,7 @@ from batch_system.errors import InvalidSchedule
 from batch_system.escaping import echoed
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import (
+    LeftOutDate,
     MissedRange,
     Parameter,
     RunSummary,
@@ -35,12 +45,13 @@ from batch_system.operations.runs import chain
 from batch_system.operations.runs.waiting import Chain, Upcoming
 from batch_system.operations.starting.startable import unknown_task
 from batch_system.operations.tasks.listing import memory_of, pool_of, record_of, tags_of
-from batch_system.operations.tasks.results import TaskAfter, TaskDetails
+from batch_system.operations.tasks.results import Slots, TaskAfter, TaskDetails
 from batch_system.redaction import Redaction
 
 LAST_RUNS = 10
 LAST_MISSED = 5
 NEXT_SLOTS = 5
+LEFT_OUT_FOR = timedelta(days=400)
 
 DEFAULTS = Policies(None, Retry(), "skip", Missed(), 0).as_json()
 MONITORING = Monitoring(None, None, Alerts(), None, None, False, False).as_json()
@@ -66,9 +77,7 @@ class TaskRows:
         """Read the rows; they are empty if there is no ledger yet."""
         rows = cls()
         if connection is not None:
-            rows.schedules = [
-                ScheduleSpan.of(row) for row in await schedules.history(connection, name)
-            ]
+            rows.schedules = _spans_of(await schedules.history(connection, name))
             now = await database_time.now_of(connection)
             newest = await run_query.page(connection, RunQuery(task=name), LAST_RUNS)
             runs = [RunSummary.at(row, now) for row in newest.rows]
@@ -111,10 +120,12 @@ def details(
         schema_of_parameters=None
         if rows.is_hidden
         else masked_schema(schema_of(loaded, row), redaction),
-        schedule=current.cron if current else None,
+        schedule=current.expression if current else None,
+        given=current.given or None if current else None,
         timezone=current.timezone if current else None,
         words=current.words if current else None,
         next=next_slots(current) if current and not is_paused else [],
+        left_out=left_out(current, clock.now() + LEFT_OUT_FOR)[:NEXT_SLOTS] if current else [],
         policies=_changed_policies(loaded, row),
         **_contact(loaded, row),
         **rows.record,
@@ -140,6 +151,13 @@ def _after(row: OpenSchedule | None) -> TaskAfter | None:
     return TaskAfter.of(row.after, follows=row.follows)
 
 
+def _spans_of(rows: Sequence[Mapping[str, Any]]) -> list[ScheduleSpan]:
+    return [
+        ScheduleSpan.of(row, **calendars.told(row["cron"]), calendar=parted(row["cron"])[1])
+        for row in rows
+    ]
+
+
 def current_schedule(
     spans: list[ScheduleSpan], loaded: Task | None, is_removed: bool
 ) -> Schedule | None:
@@ -151,7 +169,8 @@ def current_schedule(
     valid = [span for span in spans if span.valid_until is None]
     try:
         if valid:
-            return schedule(valid[0].cron, valid[0].timezone)
+            cron = joined(valid[0].cron, valid[0].calendar)
+            return schedule(cron, valid[0].timezone, valid[0].given or "")
     except InvalidSchedule:  # another version of the code has written it
         return None
     return loaded.schedule if loaded and (is_removed or not spans) else None
@@ -163,6 +182,11 @@ def next_slots(current: Schedule, number: int = NEXT_SLOTS) -> list[Slot]:
         Slot(slot=slot, local=slot.astimezone(current.zone))
         for slot in current.following(clock.now(), number)
     ]
+
+
+def left_out(current: Schedule, until: datetime) -> list[LeftOutDate]:
+    """The dates from now on that a schedule leaves out. Call it in a thread."""
+    return [LeftOutDate.of(vars(each)) for each in current.left_out(clock.now(), until)]
 
 
 def default_policies() -> dict[str, Any]:
@@ -287,7 +311,7 @@ async def show(context: Context, name: str) -> TaskDetails:
     return await offload(details, name, loaded, row or {}, rows, context.redaction)
 
 
-async def slots_of(context: Context, name: str, number: int) -> Sequence[Slot]:
+async def slots_of(context: Context, name: str, number: int) -> Slots:
     """The next slots of a task; empty without a schedule and during a pause. Raises
     UnknownTask.
     """
@@ -296,12 +320,10 @@ async def slots_of(context: Context, name: str, number: int) -> Sequence[Slot]:
         row = await task_rows.get(connection, name) if connection is not None else None
         if loaded is None and row is None:
             raise await unknown_task(connection, context, name)
-        spans = (
-            [ScheduleSpan.of(span) for span in await schedules.history(connection, name)]
-            if connection
-            else []
-        )
+        spans = _spans_of(await schedules.history(connection, name)) if connection else []
     current = current_schedule(spans, loaded, is_removed=bool(row and row["removed_at"]))
     if current is None or (row is not None and row["paused_at"] is not None):
-        return []
-    return await offload(next_slots, current, number)
+        return Slots(slots=[])
+    slots = await offload(next_slots, current, number)
+    left = await offload(left_out, current, slots[-1].slot) if slots else []
+    return Slots(slots=slots, left_out=left)

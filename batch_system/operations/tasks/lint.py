@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
 
+from pydantic import Field
+
 from batch_system import clock
 from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.ledger import database_time
@@ -19,7 +21,7 @@ from batch_system.concurrency.offload import offload
 from batch_system.errors import DatabaseError, UnknownTask
 from batch_system.operations.asking.context import Context, Loaded
 from batch_system.operations.asking.databases import Databases
-from batch_system.operations.asking.results import Result
+from batch_system.operations.asking.results import LeftOutDate, Result
 from batch_system.operations.system.nodes import living_nodes
 from batch_system.settings.pools import DEFAULT_POOL
 
@@ -49,15 +51,18 @@ class LintFinding(Result):
 class LintedTask(Result):
     """The findings about a task, or about a file that can't be used, for which `task` is None.
 
-    `words`: the schedule in words.
+    `words`: the schedule in words. `given`: the schedule as it was written, if that has an `H`.
+    `left_out`: the dates up to the last of these slots that have none.
     """
 
     task: str | None
     source: str
     schedule: str | None
+    given: str | None = None
     timezone: str | None
     words: str | None
     next: list[LintSlot]
+    left_out: list[LeftOutDate] = Field(default_factory=list)
     findings: list[LintFinding]
 
 
@@ -114,14 +119,18 @@ def _linted(
     task: Task, number: int, served: Collection[str] | None, known: Collection[str]
 ) -> LintedTask:
     schedule = task.schedule
+    slots = _next_slots(schedule, number) if schedule else []
+    left_out = schedule.left_out(clock.now(), slots[-1].slot) if schedule and slots else []
     found = [*unknown_upstreams(task, known), *findings(task, clock.now(), served)]
     return LintedTask(
         task=task.name,
         source=task.source,
-        schedule=schedule.cron if schedule else None,
+        schedule=schedule.expression if schedule else None,
+        given=schedule.given or None if schedule else None,
         timezone=schedule.timezone if schedule else None,
         words=_words(task),
-        next=_next_slots(schedule, number) if schedule else [],
+        next=slots,
+        left_out=[LeftOutDate.of(vars(each)) for each in left_out],
         findings=[LintFinding.of(vars(finding)) for finding in found],
     )
 

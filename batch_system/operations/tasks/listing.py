@@ -85,7 +85,8 @@ def _summary(
     return TaskSummary(
         name=name,
         description=task.description if task else row["description"],
-        schedule=current.cron if current else None,
+        schedule=current.expression if current else None,
+        given=current.given or None if current else None,
         timezone=current.timezone if current else None,
         words=words,
         next_run_time=following if not paused else None,

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from batch_system.operations.asking.results import (
+    LeftOutDate,
     MissedRange,
     Parameter,
     Result,
@@ -25,7 +26,8 @@ class TaskSummary(Result):
 
     `pool`: where its runs execute. `memory`: how many bytes a run may use at most, where the pool
     can keep that. `next_run_time`: None without a schedule and during a pause. `served_from`: the
-    file that running services use. `failure_streak`: failed runs since the last success, among its
+    file that running services use. `given`: the schedule as it was written, if that has an `H`.
+    `failure_streak`: failed runs since the last success, among its
     newest 100 runs. `p50`, `p95`: this many seconds at most do half, and 95 of 100, of its last
     successes take. None: not known.
     """
@@ -33,6 +35,7 @@ class TaskSummary(Result):
     name: str | None = None
     description: str | None = None
     schedule: str | None = None
+    given: str | None = None
     timezone: str | None = None
     next_run_time: datetime | None = None
     paused: bool = False
@@ -77,9 +80,11 @@ class TaskDetails(Result):
     `is_loaded`: this process has loaded the task. Otherwise `parameters` is None, and the other
     fields are from the ledger. `schema_of_parameters`: their JSON schema, with the defaults of a
     task that is loaded.
-    `words`: the schedule in words. `owner`: whose the task is. `runbook`: the address of what to
+    `words`: the schedule in words. `given`: the schedule as it was written, if that has an `H`.
+    `owner`: whose the task is. `runbook`: the address of what to
     do. `muted_until`: until then nothing is sent. `paused_until`: when its pause ends by itself.
     How the runs went, `pool` and `memory` are as in TaskSummary. `after`: what its runs wait for.
+    `left_out`: the next dates on which it has no slots because of its `except_on`.
     `chain`: the tasks before and after it, each with its last run. `upcoming`: runs that wait for
     an instant, the next ones.
     """
@@ -96,9 +101,11 @@ class TaskDetails(Result):
     muted_until: datetime | None
     schema_of_parameters: dict[str, Any] | None
     schedule: str | None
+    given: str | None = None
     timezone: str | None
     words: str | None
     next: list[Slot]
+    left_out: list[LeftOutDate] = Field(default_factory=list)
     policies: dict[str, Any]
     parameters: list[Parameter] | None
     paused_at: datetime | None
@@ -160,6 +167,9 @@ class TaskList(Result):
 
 
 class Slots(Result):
-    """The next slots of a task; empty without a schedule and during a pause."""
+    """The next slots of a task; empty without a schedule and during a pause. `left_out`: the dates
+    up to the last of them on which it has no slots.
+    """
 
     slots: list[Slot]
+    left_out: list[LeftOutDate] = Field(default_factory=list)

@@ -14,8 +14,8 @@ from batch_system.batch.cron import utc_offsets
 from batch_system.batch.cron.zones import zone_of
 from batch_system.batch.incidents.durations import Durations, UsualDurations
 from batch_system.batch.ledger import attempts as attempt_rows
+from batch_system.batch.ledger import calendars, run_logs, schedules
 from batch_system.batch.ledger import nodes as node_rows
-from batch_system.batch.ledger import run_logs, schedules
 from batch_system.batch.ledger.people import audit
 from batch_system.batch.ledger.people.access_tables import events
 from batch_system.batch.ledger.run_logs import LogLine
@@ -310,9 +310,10 @@ async def _of_schedule(
         return {"schedule": None, "clock": None}
     schedule: list[RunDifference] = []
     clock: Differences = None
+    crons = [" except on ".join(calendars.told(span["cron"]).values()) for span in (old, new)]
     texts = [
-        span["cron"] if old["timezone"] == new["timezone"] else f"{span['cron']} {span['timezone']}"
-        for span in (old, new)
+        cron if old["timezone"] == new["timezone"] else f"{cron} {span['timezone']}"
+        for cron, span in zip(crons, (old, new), strict=True)
     ]
     if texts[0] != texts[1]:
         schedule.append(RunDifference(part="schedule", name=None, good=texts[0], bad=texts[1]))

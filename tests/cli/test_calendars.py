@@ -1,0 +1,84 @@
+"""`batch calendars`, and what other commands say about the dates that a task leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from batch_system import clock
+from batch_system.batch.tasks import calendar_files
+from tests.commands import Batch, in_this_process, refuses
+
+REPORT = """
+from batch_system import BaseTask, Calendar
+
+class Report(BaseTask):
+    name, schedule, except_on = "report", "0 2 * * *", Calendar("bank")
+    async def run(self): ...
+"""
+BANK = """
+weekend = ["FRI", "SAT"]
+[dates]
+2026-12-24 = "Christmas Eve"
+2026-12-31 = ""
+"""
+
+
+@pytest.fixture
+def batch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Batch]:
+    (tmp_path / "tasks" / "report.py").write_text(REPORT)
+    (tmp_path / "calendars").mkdir()
+    (tmp_path / "calendars" / "bank.toml").write_text(BANK)
+    calendar_files.forget()
+    with clock.moved(datetime(2026, 12, 22, 12, tzinfo=UTC)):
+        yield from in_this_process(capsys, monkeypatch)
+    calendar_files.forget()
+
+
+def test_calendars_are_listed_with_the_tasks_that_use_them(batch: Batch, tmp_path: Path) -> None:
+    (listed,) = batch("calendars", "list", "--json").json
+    assert listed == {
+        "name": "bank",
+        "file": "calendars/bank.toml",
+        "dates": 2,
+        "first": "2026-12-24",
+        "last": "2026-12-31",
+        "weekend": ["FRI", "SAT"],
+        "tasks": ["report"],
+        "error": None,
+    }
+    (tmp_path / "calendars" / "wrong.toml").write_text("dates = 7")
+    done = batch("calendars", "list")
+    assert done.code == 1
+    assert "calendars/wrong.toml, line 1, has `dates`" in done.out
+
+
+def test_a_calendar_is_shown_with_its_dates(batch: Batch) -> None:
+    assert batch("calendars", "show", "bank").out.split() == [
+        *("date", "name", "2026-12-24", "Christmas", "Eve", "2026-12-31", "-")
+    ]
+    found = batch("calendars", "show", "bank", "--json").json
+    assert found["dates"][0] == {"date": "2026-12-24", "name": "Christmas Eve"}
+    refuses(batch("calendars", "show", "nope"), "nope", "it does not exist", "bank")
+    refuses(batch("calendars", "show", "../bank"), "NAME", "allowed")
+
+
+def test_next_lint_and_show_say_what_is_left_out(batch: Batch) -> None:
+    left_out = "left out: 2026-12-24 Christmas Eve"
+    assert batch("next", "report", "-n", "3").out.splitlines()[-1] == left_out
+    assert left_out in batch("lint").out
+    assert "2026-12-24 Christmas Eve, 2026-12-31" in batch("show", "report").out
+    (linted,) = batch("lint", "--json").json
+    assert [each["date"] for each in linted["left_out"]] == ["2026-12-24"]
+
+
+def test_lint_warns_of_dates_that_are_all_over(batch: Batch) -> None:
+    with clock.moved(datetime(2027, 2, 1, tzinfo=UTC)):
+        done = batch("lint")
+    assert done.code == 1
+    assert "except_on has only dates in the past, the last one is 2026-12-31" in done.out
