@@ -604,14 +604,8 @@ async def test_nothing_leaves_its_card_or_lies_over_anything_else_at_any_width(
         "/you",
     )
     wrong: list[str] = []
-    for width in (320, 390, 640, 768, 1024, 1440):  # 640: one of 1,280 that is shown at 200 %
-        320,
-        390,
-        640,
-        768,
-        1024,
-        1440,
-    ):  # 640 is a window of 1,280 that is shown at 200 %
+    # 640 is a window of 1,280 that is shown at 200 %.
+    for width in (320, 390, 640, 768, 1024, 1440):
         await show_as(page, width, "light")
         for path in paths:
             await page.goto(f"{site.url}{path}")
