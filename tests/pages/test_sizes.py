@@ -10,6 +10,7 @@ from sqlalchemy import insert, text, update
 
 from batch_system import clock
 from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.incidents.tables import incidents
 from batch_system.batch.ledger.tables import new_id
 from tests.batch.crowd import crowd
 from tests.pages.conftest import People
@@ -130,6 +131,19 @@ async def test_a_run_that_is_pruned_under_the_page_is_not_found_and_the_others_s
         assert "no run" in await people.admin.page(path, 404)
     for path in PAGES:
         await small(people, path)
+
+
+async def test_the_page_of_an_incident_without_task_and_without_events_is_shown(
+    people: People,
+) -> None:
+    now = clock.now()
+    row = {"id": new_id(), "kind": "pool", "task": "", "subject": "heavy", "fingerprint": ""}
+    times = {"opened_at": now, "last_at": now, "told_at": now}
+    async with people.served.service.ledger.engine.begin() as connection:
+        values = {**row, **times, "text": "no node executes its runs", "count": 1, "successes": 0}
+        await connection.execute(insert(incidents), [values])
+    html = await people.viewer.page(f"/incidents/{row['id']}")
+    assert "heavy" in html and "no node executes its runs" in html and "<dt>Owner" not in html
 
 
 @pytest.mark.nightly
