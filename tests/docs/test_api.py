@@ -327,8 +327,17 @@ def _kind(value: Any) -> str:
     )
 
 
+BANK = """
+[dates]
+2026-12-24 = "Christmas Eve"
+2026-12-31 = "New Year's Eve"
+"""
+
+
 @pytest.fixture
 async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Reader]:
+    (tmp_path / "calendars").mkdir()
+    (tmp_path / "calendars" / "bank.toml").write_text(BANK)
     for block in blocks(TEXT, "python"):
         if block.file:
             (tmp_path / block.file).write_text(block.code)

@@ -283,12 +283,14 @@ class GatherTask(BaseTask):
 
 
 class NewsTask(BaseTask):
-    """Starts a group and a run that begins later: once, however often it is begun itself."""
+    """Starts a group and a run that begins later: once, however often it is begun itself. Of two
+    groups that follow each other, at most one keeps its follow-up from beginning.
+    """
 
-    name, schedule, overlap = "news", every("*/10 * * * * *"), "wait"
+    name, schedule, overlap = "news", every("*/5 * * * * *"), "wait"
 
     async def run(self, slot: datetime) -> int:
-        number = slot.second // 10
+        number = slot.second // 5
         with told():
             await look()
             letters = [Start(LetterTask, number=each, fails=number % 3 == 0) for each in range(4)]
