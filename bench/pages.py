@@ -110,14 +110,14 @@ async def measure_pages(served: Served, number: int) -> list[list[str]]:
     """For each page but Night the milliseconds and its bytes."""
     async with signed_in(served) as client:
         runs = (await client.get("/runs?state=succeeded")).text
-        found = re.search(r"/runs/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", runs)
+        found = re.search(r'id="r-([0-9a-f-]{36})"', runs)
         assert found is not None
         paths = {
             "Tasks": "/tasks",
             "a task": "/tasks/over-1",
             "Runs": "/runs",
             "Runs, failed": "/runs?state=failed",
-            "a run": found[0],
+            "a run": f"/runs/{found[1]}",
             "Backups": "/backups",
             "Nodes": "/nodes",
             "Changes": "/changes",
