@@ -50,7 +50,7 @@ test: tools ## the tests that prove each promise, about five minutes; ARGS are p
 	MODEL_EXAMPLES=2 $(TESTS) -m "not rest and not types and not nightly and not days" $(ARGS)
 
 rest: tools ## all other tests that CI runs each time; ARGS are passed on
-	$(TESTS) -m "rest and not types and not nightly" $(ARGS)
+	$(TESTS) -m "rest and not types and not nightly and not days" $(ARGS)
 	.venv/bin/pytest tests/model/test_model.py -n 2
 
 # Stories wait more than they work, so many are told at a time.
