@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
@@ -137,6 +137,13 @@ class WatchedTasks(dict[str, WatchedTask]):
 
     mutes_of_all: tuple[MaintenanceWindow, ...] = ()
 
+    @classmethod
+    def of(cls, tasks: Iterable[WatchedTask], mutes: Iterable[MaintenanceWindow]) -> WatchedTasks:
+        """`mutes`: all that last or are planned."""
+        watched = cls({task.name: task for task in tasks})
+        watched.mutes_of_all = tuple(each for each in mutes if each.is_about_all)
+        return watched
+
 
 async def watched_tasks(
     connection: AsyncConnection, names: Collection[str] | None = None
@@ -147,15 +154,14 @@ async def watched_tasks(
         return await _few(connection, theirs)
     mutes = await open_windows(connection, MaintenanceKind.MUTE)
     async with whole_tables(connection):
-        watched = WatchedTasks(
+        return WatchedTasks.of(
             [
-                (row.name, WatchedTask.of(row, mutes))
+                WatchedTask.of(row, mutes)
                 async for page in in_pages(connection, _query())
                 for row in page
-            ]
+            ],
+            mutes,
         )
-    watched.mutes_of_all = tuple(each for each in mutes if each.is_about_all)
-    return watched
 
 
 async def tasks_with_a_deadline(connection: AsyncConnection) -> WatchedTasks:
@@ -166,9 +172,7 @@ async def tasks_with_a_deadline(connection: AsyncConnection) -> WatchedTasks:
 async def _few(connection: AsyncConnection, which: ColumnElement[bool]) -> WatchedTasks:
     rows = (await connection.execute(_query().where(which))).all()
     mutes = await open_windows(connection, MaintenanceKind.MUTE) if rows else ()
-    watched = WatchedTasks([(row.name, WatchedTask.of(row, mutes)) for row in rows])
-    watched.mutes_of_all = tuple(each for each in mutes if each.is_about_all)
-    return watched
+    return WatchedTasks.of([WatchedTask.of(row, mutes) for row in rows], mutes)
 
 
 @cache

@@ -23,6 +23,7 @@ from batch_system.batch.incidents.watched import (
 from batch_system.batch.ledger import database_time, json_rows, schedules
 from batch_system.batch.ledger.buckets import LENGTH, bucket_of
 from batch_system.batch.ledger.people import audit, previews
+from batch_system.batch.ledger.schedules import ScheduleInUse
 from batch_system.batch.ledger.states import ACTIVE, RunState
 from batch_system.batch.ledger.tables import (
     BY_HAND_SQL,
@@ -187,14 +188,15 @@ async def read(
     until: datetime | None,
     now: datetime,
     zone: ZoneInfo,
-) -> tuple[Night, Window]:
-    """The night of a window, and its slots by ten minutes."""
+) -> tuple[Night, Window, Sequence[ScheduleInUse]]:
+    """The night of a window, its slots by ten minutes, and the schedules that tasks have now."""
     quarantined = await attention.quarantined_items(context)
     unread, end = ["quarantine"] if quarantined is None else [], until or now
     hidden = await hidden_tasks(connection, context)
     in_need = await attention.in_need(connection, quarantined or Counter())
     watched = await watched_tasks(connection, {*in_need.tasks, BACKUP_TASK})
     window = await tally.of_window(connection, since, end, now)
+    used = await schedules.in_use(connection)
     nodes, living, last_beat = await _nodes(connection, context, now)
     backup = await newest_backup(connection, watched, context.settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
@@ -227,7 +229,7 @@ async def read(
         beside=await beside(connection, since, end),
         older=sum(need.failed_before(since) for need in needed),
         backup=backup,
-        next=None if until is not None else await _next(connection, now),
+        next=None if until is not None else await offload(_next, used, now),
         services=len(living),
         last_beat=last_beat,
         maintenance=[] if until is not None else await maintenance.windows_at(connection, now),
@@ -239,7 +241,7 @@ async def read(
             needs=needed, late=is_late, did_not_run=not_run, dealt_with=dealt_with, changes=changes
         ),
     )
-    return found, window
+    return found, window, used
 
 
 async def _nodes(
@@ -359,12 +361,9 @@ async def newest_backup(
     )
 
 
-async def _next(connection: AsyncConnection, now: datetime) -> NextSlots:
-    """How many slots are due within the next two hours."""
-    used = await schedules.in_use(connection)
-    number = await offload(
-        lambda: sum(len(each.firing) * count(each.schedule, now, now + AHEAD) for each in used)
-    )
+def _next(used: Sequence[ScheduleInUse], now: datetime) -> NextSlots:
+    """How many slots are due within the next two hours. Call it in a thread."""
+    number = sum(len(each.firing) * count(each.schedule, now, now + AHEAD) for each in used)
     return NextSlots(until=now + AHEAD, slots=number)
 
 

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.zones import zone_of
-from batch_system.batch.ledger import database_time, schedules
+from batch_system.batch.ledger import database_time
 from batch_system.batch.ledger.buckets import LENGTH
 from batch_system.batch.night import tally
 from batch_system.concurrency.offload import offload
@@ -85,8 +85,7 @@ async def night_page(
     async with night.snapshot(context) as connection:
         now = await database_time.now_of(connection)
         begin, end = night.window_of(since, until, now, local)
-        found, window = await night.read(connection, context, begin, end, now, local)
-        used = await schedules.in_use(connection)
+        found, window, used = await night.read(connection, context, begin, end, now, local)
         planned = {} if end is not None else await offload(planned_slots, used, now)
         length = _length(begin, (end or now + AHEAD))
         return NightPage(
