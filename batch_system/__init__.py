@@ -13,9 +13,11 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from batch_system.batch.context.once import once as once
     from batch_system.batch.context.upstream import Done as Done
     from batch_system.batch.context.upstream import Upstream as Upstream
-    from batch_system.batch.queue.enqueue import start as start
     from batch_system.batch.queue.groups import Start as Start
     from batch_system.batch.queue.groups import start_all as start_all
+    from batch_system.batch.queue.starts import run_of as run_of
+    from batch_system.batch.queue.starts import start as start
+    from batch_system.batch.queue.starts import start_sync as start_sync
     from batch_system.batch.tasks.after import After as After
     from batch_system.batch.tasks.base import BaseTask as BaseTask
     from batch_system.batch.tasks.calendars import Calendar as Calendar
@@ -74,8 +76,10 @@ _HOMES = {
     "get_settings": "settings.reading",
     "once": "batch.context.once",
     "ranges": "batch.tasks.ranges",
-    "start": "batch.queue.enqueue",
+    "run_of": "batch.queue.starts",
+    "start": "batch.queue.starts",
     "start_all": "batch.queue.groups",
+    "start_sync": "batch.queue.starts",
     "start_scheduler": "server.by_hand",
     "stop_scheduler": "server.by_hand",
 }

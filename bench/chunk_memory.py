@@ -25,7 +25,7 @@ from manyrows import DATABASES, Item, fill, new_url, running
 from sqlalchemy import select
 
 from batch_system import BaseTask, TaskRegistry, logs
-from batch_system.batch.queue.enqueue import start
+from batch_system.batch.queue.starts import start
 from batch_system.database.engine import Database
 from batch_system.testing.postgres import PostgresServer, start_server
 

@@ -40,7 +40,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from batch_system import BaseTask, TaskRegistry, get_db, logs
-from batch_system.batch.queue.enqueue import start
+from batch_system.batch.queue.starts import start
 from batch_system.testing.postgres import PostgresServer, start_server
 
 KINDS = ("bare", "fenced", "chunks")

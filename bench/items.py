@@ -32,7 +32,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from batch_system import BaseTask, ItemTask, TaskRegistry, get_db, logs
-from batch_system.batch.queue.enqueue import start
+from batch_system.batch.queue.starts import start
 from batch_system.testing.postgres import PostgresServer, start_server
 
 WAIT_SECONDS = 0.02

@@ -97,6 +97,7 @@ BROAD = {
     # What a chunk's block, or its beginning, raises; told again unless it is retried
     "batch_system.batch.chunks.chunks": 2,
     "batch_system.batch.firing.dispatcher": 1,  # a background loop
+    "batch_system.batch.firing.handover": 1,  # a background loop
     "batch_system.batch.firing.waiting": 1,  # a background loop
     "batch_system.batch.execution.engine": 1,  # a background loop
     "batch_system.batch.tasks.discovery": 2,  # authors' files, and the package they are in

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -21,6 +22,9 @@ from sqlalchemy import (
 from batch_system.database.types import Id, Json, UtcDateTime
 
 companions = MetaData()
+
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""A number that the database gives. In SQLite only a column of the type INTEGER has one."""
 
 checkpoints = Table(
     "batch_checkpoints",
@@ -57,6 +61,20 @@ once = Table(
     Column("run", Id, nullable=False),
     Column("at", UtcDateTime, nullable=False),
     Index("ix_batch_once_run", "run"),
+)
+
+# Starts that were committed with the authors' data, for a ledger elsewhere: firing/handover.py.
+# `number`: they are handed over in this order. `id`: that of the run. `follow_up`: in a group, the
+# id of the follow-up, whose own row comes before those of the members.
+starts = Table(
+    "batch_starts",
+    companions,
+    Column("number", Number, Identity(), primary_key=True),
+    Column("id", Id, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("follow_up", Id),
+    Column("run", Json, nullable=False),
+    Index("ix_batch_starts_follow_up", "follow_up", "number"),
 )
 
 # Which code may work with our tables here, and with those of the application: migrate.Window.

@@ -37,7 +37,14 @@ LEDGER_TABLES = frozenset(
 )
 DATA_TABLES = frozenset(
     f"batch_{name}"
-    for name in ("checkpoints", "data_alembic_version", "data_windows", "once", "quarantine")
+    for name in (
+        "checkpoints",
+        "data_alembic_version",
+        "data_windows",
+        "once",
+        "quarantine",
+        "starts",
+    )
 )
 """These are in the application's database, because they commit with the authors' data."""
 OUR_TABLES = LEDGER_TABLES | DATA_TABLES

@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from functools import partial
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -23,6 +24,7 @@ from batch_system.batch.execution.outcomes import report_closed
 from batch_system.batch.execution.tickets import Tickets
 from batch_system.batch.firing import apscheduler
 from batch_system.batch.firing.dispatcher import Dispatcher
+from batch_system.batch.firing.handover import Handover
 from batch_system.batch.firing.schedule_sync import ScheduleSync
 from batch_system.batch.firing.waiting import Opener
 from batch_system.batch.incidents.watch import Watch
@@ -35,7 +37,7 @@ from batch_system.batch.nodes.new_tasks import NewTasks, NewTasksLoop
 from batch_system.batch.nodes.node import Node
 from batch_system.batch.nodes.roles import Roles
 from batch_system.batch.placing.placing import Placing
-from batch_system.batch.queue import enqueue
+from batch_system.batch.queue import enqueue, session_starts
 from batch_system.batch.retention.pruning import Pruner
 from batch_system.batch.retention.retention import Keep
 from batch_system.batch.retention.upkeep import Upkeep
@@ -340,9 +342,10 @@ class BatchService:
         self._bulks = BulkWorker(self.operations)
         watching = self._watch()
         self._on_changes.append(self.opener.on_changes)
+        handover = self._hand_over(stack)
         await self._place()
         self._start_parts(
-            self.dispatcher, self.schedules, self._new_upkeep(), self._bulks, *watching
+            self.dispatcher, self.schedules, self._new_upkeep(), self._bulks, handover, *watching
         )
         self._is_firing = True
         apscheduler.report_to(self.scheduler, self.dispatcher.notify)
@@ -398,7 +401,8 @@ class BatchService:
             lease=settings.LEASE_SECONDS,
         )
         watch.unfired = lambda: self.schedules.unfired.found
-        self.opener.follow(lambda: self.schedules.upstreams, lambda: watch.holds)
+        self._watches = lambda: watch.holds
+        self.opener.follow(lambda: self.schedules.upstreams, self._watches)
         self._on_changes.append(watch.on_changes)
         if settings.BATCH_DIGEST_CRON is None or not (readers := self._channels.digest()):
             return [watch, sender, keeper]
@@ -411,6 +415,21 @@ class BatchService:
         )
         self._on_changes.append(digest.on_changes)
         return [watch, sender, keeper, digest]
+
+    def _hand_over(self, stack: AsyncExitStack) -> Handover:
+        """Make the part that hands over starts that are committed with the application's data."""
+        handover = Handover(
+            self.application,
+            self.ledger,
+            timedelta(days=self.settings.KEEP_RUNS_DAYS),
+            self.wake,
+            self.node.outage,
+            self._watches,
+        )
+        self._on_changes.append(handover.on_changes)
+        session_starts.use_handover(handover.wake)
+        stack.callback(session_starts.use_no_handover)
+        return handover
 
     async def _place(self) -> None:
         """Place tickets for the pools whose runs execute elsewhere, if there are any."""

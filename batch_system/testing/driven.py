@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +22,7 @@ from batch_system.batch.cron.cron import Schedule
 from batch_system.batch.execution.outcomes import progress_of
 from batch_system.batch.firing import task_sync
 from batch_system.batch.firing.firing import fire
+from batch_system.batch.firing.handover import hand_over
 from batch_system.batch.firing.waiting import open_and_close
 from batch_system.batch.ledger import attempts, database_time, nodes, runs, tables
 from batch_system.batch.ledger.attempts import Outcome
@@ -81,8 +82,9 @@ class DrivenService:
                 settings.ledger_url, setting=settings.ledger_setting, pool_size=5
             )
             stack.push_async_callback(self._ledger.dispose)
+            self._keep = timedelta(days=settings.KEEP_RUNS_DAYS)
             shows_values = settings.BATCH_SHOW_SQL_PARAMETERS
-            application = Database(
+            self._application = application = Database(
                 settings.DATABASE_URL,
                 setting="DATABASE_URL",
                 pool_size=5,
@@ -218,7 +220,7 @@ class DrivenService:
         try:
             async with asyncio.timeout(self._patience) as self._timeout:
                 await self._engine.settle(self._stop_other_parts)
-                while await self._open():
+                while await self._hand_over() or await self._open():
                     await self._engine.settle(self._stop_other_parts)
         except TimeoutError:
             if self._recorder.kill is not None and self._recorder.kill.is_done:
@@ -245,6 +247,12 @@ class DrivenService:
         """Open and close the waiting runs that are ready. Returns whether there were any."""
         async with self._ledger.engine.begin() as connection:
             return (await open_and_close(connection, self._tasks, clock.now())).number > 0
+
+    async def _hand_over(self) -> bool:
+        """Hand over starts that were committed with the application's data. Returns whether there
+        were any.
+        """
+        return await hand_over(self._application, self._ledger, self._keep) is not None
 
     def _stop_driving(self) -> None:
         """End the wait for the active runs at once, by setting its timeout to a past instant."""

@@ -418,6 +418,7 @@ async def test_a_drill_of_an_older_migration_makes_its_tables_as_they_were(
         assert {table.table for table in report.tables} == {
             *("alembic_version", "batch_data_alembic_version"),
             *("batch_checkpoints", "batch_data_windows", "batch_once", "batch_quarantine"),
+            "batch_starts",
             *("sessions", "users"),
         }
 

@@ -12,7 +12,7 @@ from sqlalchemy import insert, select
 
 from batch_system import current_run, get_db
 from batch_system.batch.nodes.roles import BY_HAND
-from batch_system.batch.queue.enqueue import start
+from batch_system.batch.queue.starts import start
 from batch_system.config import get_settings
 from batch_system.database.companions import checkpoints
 from batch_system.database.engine import Database

@@ -309,8 +309,8 @@ async def test_the_role_of_the_compose_file_is_an_ordinary_one_and_has_what_the_
         settings = get_settings()
         await migrated(settings.DATABASE_URL, *access(settings).histories)
         path = str(await create_backup(settings.BACKUP_DIR))
-        assert len((await check_by_restoring(access(settings), path)).tables) == 6
-        assert len((await restore(access(settings), RestoreRequest(path))).report.tables) == 6
+        assert len((await check_by_restoring(access(settings), path)).tables) == 7
+        assert len((await restore(access(settings), RestoreRequest(path))).report.tables) == 7
     finally:
         await postgres_server.drop_database(str(url))
         await postgres_server._execute(f"DROP ROLE {ours}")

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Select, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from batch_system import BaseTask, ItemTask, Retry, Skip, get_db, start
+from batch_system import BaseTask, ItemTask, Retry, Skip, current_run, get_db, start
 from batch_system.errors import BatchError
 from batch_system.testing import Batch, CommittedChunk
 from batch_system.testing.kills import FreezableCoroutine, Kill
@@ -489,3 +489,35 @@ async def test_not_even_a_step_that_was_already_due_is_made() -> None:
     walking.cancel()
     await asyncio.wait([walking])
     assert (steps, walking.cancelled()) == ([0], True)
+
+
+class Letter(BaseTask):
+    name, schedule = "letter", None
+
+    async def run(self, to: int = 0) -> int:
+        return to
+
+
+class Letters(BaseTask):
+    """Starts a run for each number, in its chunks. The first attempt fails in the second chunk."""
+
+    name, schedule, retry = "letters", None, Retry(attempts=2)
+
+    async def run(self) -> None:
+        async for chunk in self.chunks(range(6), size=2):
+            async with chunk as (db, numbers):
+                for number in numbers:
+                    await start(Letter, to=number, session=db)
+                if chunk.number == 2 and current_run().attempt == 1:
+                    raise OSError("no network")
+
+
+async def test_each_chunk_starts_its_runs_exactly_once(batch: Batch) -> None:
+    batch.add(Letter, Letters)
+    killed = await batch.run(Letters, kill_after_chunk=2)
+    assert killed.attempt == 2
+    resumed = await batch.resume()
+    assert resumed.state == "succeeded"
+    await batch.settle()
+    assert sorted(run.result for run in batch.runs(Letter)) == [0, 1, 2, 3, 4, 5]
+    assert {run.state for run in batch.runs(Letter)} == {"succeeded"}

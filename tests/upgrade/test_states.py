@@ -213,7 +213,7 @@ def test_each_history_tokens_and_incidents_are_taken_over(state: State, batch: B
     before = version(state, "LEDGER_URL", "batch_alembic_version")
     assert batch("migrate").code == 0
     assert version(state, "DATABASE_URL", "alembic_version") == "app_0004"
-    assert version(state, "DATABASE_URL", "batch_data_alembic_version") == "data_0004"
+    assert version(state, "DATABASE_URL", "batch_data_alembic_version") == "data_0005"
     assert (
         before
         <= version(state, "LEDGER_URL", "batch_alembic_version")

@@ -34,6 +34,9 @@ POSTGRESQL_TYPES = {
 
 _ID = Column("id", Id)
 
+ANY = " "
+"""A target of ON CONFLICT: every unique index."""
+
 
 def source(
     columns: Iterable[Column[Any]],
@@ -154,11 +157,29 @@ async def insert(
     """Insert rows that have the same keys, in one statement.
 
     `conflict`: the target of ON CONFLICT … DO NOTHING. `key`: a column with values that no row has
-    had before; those of the inserted rows are returned. A value that is the same in all rows is
-    sent only once.
+    had before; those of the inserted rows are returned.
     """
     if not rows:
         return []
+    inserted = await insert_all(connection, table, rows, conflict)
+    if key is None:
+        return []
+    keys = [row[key.name] for row in rows]
+    if inserted == len(rows):
+        return keys
+    found = select(key).where(is_among(key, keys, connection.dialect.name))
+    return list((await connection.execute(found)).scalars())
+
+
+async def insert_all(
+    connection: AsyncConnection,
+    table: Table,
+    rows: Sequence[Mapping[str, Any]],
+    conflict: str = "",
+) -> int:
+    """The same for at least one row. Returns how many were inserted. A value that is the same in
+    all rows is sent only once.
+    """
     same = {
         name: value
         for name, value in rows[0].items()
@@ -168,14 +189,7 @@ async def insert(
     encoded = encode(
         ({name: row[name] for name in columns} for row in rows), connection.dialect.name
     )
-    inserted = await insert_encoded(connection, table, columns, encoded, same, conflict)
-    if key is None:
-        return []
-    keys = [row[key.name] for row in rows]
-    if inserted == len(rows):
-        return keys
-    found = select(key).where(is_among(key, keys, connection.dialect.name))
-    return list((await connection.execute(found)).scalars())
+    return await insert_encoded(connection, table, columns, encoded, same, conflict)
 
 
 async def insert_encoded(

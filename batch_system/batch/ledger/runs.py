@@ -298,6 +298,17 @@ async def insert_once(connection: AsyncConnection, new: NewRun) -> str:
     return str((await connection.execute(same_key)).scalar_one())
 
 
+async def insert_new(connection: AsyncConnection, new: Sequence[NewRun]) -> int:
+    """Insert runs, except those whose id, or whose key for their task, is known. Returns their
+    number.
+    """
+    if not new:
+        return 0
+    number = await json_rows.insert_all(connection, runs, [vars(run) for run in new], json_rows.ANY)
+    _tell_others(connection, new)
+    return number
+
+
 async def insert_group(connection: AsyncConnection, new: Sequence[NewRun]) -> None:
     """Insert runs that belong together. Raises IntegrityError if the task of one of them has a run
     with its key.

@@ -44,6 +44,13 @@ async def of_pool(connection: AsyncConnection, pool: str) -> frozenset[str]:
     )
 
 
+async def loaded(connection: AsyncConnection, names: Iterable[str]) -> frozenset[str]:
+    """Those of these tasks that a node has loaded."""
+    among = json_rows.is_among(tasks.c.name, names, connection.dialect.name)
+    query = select(tasks.c.name).where(among, tasks.c.removed_at.is_(None))
+    return frozenset((await connection.execute(query)).scalars())
+
+
 async def removed(connection: AsyncConnection, names: Iterable[str]) -> frozenset[str]:
     """Those of these tasks that no node has loaded any more."""
     among = json_rows.is_among(tasks.c.name, names, connection.dialect.name)

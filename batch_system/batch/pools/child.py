@@ -21,6 +21,7 @@ from batch_system.batch.pools.exit_reasons import exit_error
 from batch_system.batch.pools.nursery import Nursery
 from batch_system.batch.pools.output import copy_lines, give_way
 from batch_system.batch.queue import enqueue, upstream_results
+from batch_system.batch.queue.requests import Starts
 from batch_system.batch.tasks.partitions import Stage
 from batch_system.concurrency.offload import offload
 from batch_system.errors import BatchError, Interrupted, ProcessDied
@@ -239,7 +240,7 @@ class Child:
         elif "start" in message:
             await self._starting.acquire()
             starts = child_json.starts_from_json(message["start"])
-            self._spawn(self._answer(int(message["number"]), lambda: enqueue.start_checked(starts)))
+            self._spawn(self._answer(int(message["number"]), lambda: self._start(starts)))
         elif "members" in message:
             await self._starting.acquire()
             after = message["members"]
@@ -264,6 +265,9 @@ class Child:
         finally:
             self._starting.release()
         self._put(frame)
+
+    async def _start(self, starts: Starts) -> child_json.Json:
+        return child_json.started_as_json(await enqueue.start_checked(starts))
 
     async def _members(self, after: str | None) -> list[child_json.Json]:
         is_join = self.attempt.body.stage == Stage.JOIN

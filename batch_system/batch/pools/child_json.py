@@ -14,7 +14,7 @@ from batch_system.batch.context.upstream import Done
 from batch_system.batch.execution.ending import Ending
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.ledger.states import RunState
-from batch_system.batch.queue.requests import Startable, StartRequest, Starts
+from batch_system.batch.queue.requests import Startable, StartedRun, StartRequest, Starts
 from batch_system.batch.tasks.retry_after import MOST_SECONDS
 from batch_system.errors import (
     BatchError,
@@ -104,6 +104,14 @@ def _request_from_json(values: Json) -> StartRequest:
     delay = float(values["delay"]) if values["delay"] is not None else None
     at, slot = _instant(values["at"]), _instant(values["slot"])
     return StartRequest(startable, params, _text(values["key"]), slot, at, delay)
+
+
+def started_as_json(run: StartedRun) -> Json:
+    return {"id": str(run), "how": run.how}
+
+
+def started_from_json(values: Json) -> StartedRun:
+    return StartedRun(values["id"], values["how"])
 
 
 def answer_as_json(error: Exception) -> Json:

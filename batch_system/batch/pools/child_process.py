@@ -31,7 +31,7 @@ from batch_system.batch.pools.child_sender import ChildSender
 from batch_system.batch.pools.exit_reasons import memory_error
 from batch_system.batch.pools.nursery_setup import NurserySetup
 from batch_system.batch.queue import enqueue
-from batch_system.batch.queue.requests import Starts
+from batch_system.batch.queue.requests import StartedRun, Starts
 from batch_system.batch.tasks.registry import TaskRegistry
 from batch_system.concurrency.thread_pool import ThreadPool
 from batch_system.database.engine import Database
@@ -189,10 +189,11 @@ class Child:
     async def _members(self, after: str | None) -> list[Done]:
         return [child_json.done_from_json(values) for values in await self._ask({"members": after})]
 
-    async def _start(self, starts: Starts) -> str:
+    async def _start(self, starts: Starts) -> StartedRun:
         """Have the service queue runs."""
         try:
-            return str(await self._ask({"start": child_json.starts_as_json(starts)}))
+            answer = await self._ask({"start": child_json.starts_as_json(starts)})
+            return child_json.started_from_json(answer)
         except frames.BrokenFrame as error:
             raise InvalidParameters(f"start(): its parameters are {error}") from None
 

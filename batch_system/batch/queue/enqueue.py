@@ -1,91 +1,45 @@
-"""start() and start_all(): code queues runs, in an HTTP handler or in another run. Any node with
-the task runs them.
+"""Writes the runs that code or a person asks for: into the ledger of this process's service, or
+through another process.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy import make_url, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.context.current_run import CurrentRun, current_run_if_any
-from batch_system.batch.ledger import database_time, json_rows, runs, tables
+from batch_system.batch.ledger import database_time, runs, tables
+from batch_system.batch.ledger import tasks as known_tasks
 from batch_system.batch.ledger.runs import NewRun
 from batch_system.batch.queue.requests import Startable as Startable
-from batch_system.batch.queue.requests import StartRequest, Starts
-from batch_system.batch.tasks.base import BaseTask
-from batch_system.batch.tasks.registry import TaskRegistry
+from batch_system.batch.queue.requests import StartedRun, StartRequest, Starts
 from batch_system.database.engine import Database
 from batch_system.errors import InvalidParameters, LeaseLost, UnknownTask
 from batch_system.settings.reading import get_settings
 
 Wake = Callable[[], None]
-Forward = Callable[[Starts], Awaitable[str]]
+Forward = Callable[[Starts], Awaitable[StartedRun]]
 
 # For each event loop: the ledger of its service, and the function that wakes the engine of that
 # service.
 _services: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Database, Wake]] = WeakKeyDictionary()
 
 
-async def start(
-    task: type[BaseTask],
-    /,
-    *,
-    key: str | None = None,
-    slot: datetime | None = None,
-    at: datetime | None = None,
-    delay: float | timedelta | None = None,
-    in_group: bool = False,
-    params: Mapping[str, Any] | None = None,
-    **given: Any,
-) -> str:
-    """Queue a run of `task` with `given`, the parameters of its `run()`, and return its id (a UUID)
-    at once.
-
-    A process of the service runs it as soon as it has capacity and the runs before it in the task's
-    queue have started. The run is written in a transaction of its own: a rollback of the caller's
-    transaction does not remove it.
-
-    Args:
-      key: 1 to 200 characters. The same key starts a task once: if the task already has a run with
-          this key, with any parameters and in any state, the id of that run is returned. A key is
-          known as long as its run is kept.
-      slot: The instant (aware) that the run is for; by default the instant of this call.
-      at: The instant (aware) before which the run does not begin, by the clock of the ledger. It
-          begins at most a second later if there is capacity. An instant in the past means at once.
-      delay: The same in seconds from now, or as a timedelta.
-      in_group: Whether the run joins the group of the calling run: the follow-up of that group
-          waits for it.
-      params: The parameters of `run()` as a dict, if one of them has the name of an argument of
-          `start()`.
-
-    Raises InvalidParameters before anything is written, UnknownTask if no service has loaded the
-    task, DatabaseError if the ledger can't be reached, and with `in_group` LeaseLost if another
-    node now holds the calling run.
-    """
-    declared = TaskRegistry.of(task)
-    own: dict[str, Any] = {"key": key, "slot": slot, "at": at, "delay": delay, "in_group": in_group}
-    request = StartRequest.checked(declared, given, params=params, **own)
-    return await submit(Starts((request,), in_group=in_group))
-
-
-async def submit(starts: Starts) -> str:
-    """Write the requested runs, or have another process do so. Returns the id that `write`
-    returns.
-    """
+async def submit(starts: Starts) -> StartedRun:
+    """Write the requested runs, or have another process do so. Returns what `write` returns."""
     forward = _forwards.get(asyncio.get_running_loop())
     return await (forward or start_checked)(starts)
 
 
-async def start_checked(starts: Starts) -> str:
-    """Write the requested runs. The calling run is their parent. Returns the id that `write`
-    returns.
+async def start_checked(starts: Starts) -> StartedRun:
+    """Write the requested runs. The calling run is their parent. Returns what `write` returns.
 
     Raises UnknownTask, InvalidParameters, LeaseLost and DatabaseError.
     """
@@ -93,16 +47,13 @@ async def start_checked(starts: Starts) -> str:
     parent = current_run_if_any()
     by = f"task {parent.task}" if parent else None
     try:
-        try:
-            async with database.engine.begin() as connection:
-                group = await _group_of(connection, parent) if starts.in_group else None
-                run_id = await write(connection, starts, by, parent.id if parent else None, group)
-        except IntegrityError:
-            run_id = await _known(database, starts.then)
+        async with database.engine.begin() as connection:
+            group = await _group_of(connection, parent) if starts.in_group else None
+            run = await write(connection, starts, by, parent.id if parent else None, group)
     except (DBAPIError, OSError) as error:
         raise database.unreachable(error) from error
     wake()
-    return run_id
+    return run
 
 
 async def enqueue(
@@ -120,9 +71,8 @@ async def enqueue(
     `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it is
     based on. `at`: the instant (aware) before which it does not begin.
     """
-    return await write(
-        connection, Starts((StartRequest(task, params, key, slot, at=at),)), by, parent
-    )
+    starts = Starts((StartRequest(task, params, key, slot, at=at),))
+    return str(await write(connection, starts, by, parent))
 
 
 async def write(
@@ -131,31 +81,49 @@ async def write(
     by: str | None,
     parent: str | None = None,
     group: str | None = None,
-) -> str:
+) -> StartedRun:
     """Write the requested runs, in the caller's transaction. Raises UnknownTask.
 
     `by`: who asks for them. `parent`: the id of the run whose code asks for them. `group`: the
-    follow-up that waits for them. Returns the id of their own follow-up, otherwise that of the
-    first run, or of the run that already has its key. If the follow-up's key is known,
-    IntegrityError is raised, and nothing may be committed.
+    follow-up that waits for them. Returns what `insert` returns.
     """
-    then = starts.then
-    await _refuse_unknown(
-        connection, [each.task for each in (*starts.runs, *([then] if then else []))]
-    )
+    await refuse_unknown(connection, starts.tasks)
     now = await database_time.now_of(connection)
-    follow_up = _new(then, now, by, parent) if then is not None else None
+    return await insert(connection, *planned(starts, now, by, parent, group))
+
+
+def planned(
+    starts: Starts, now: datetime, by: str | None, parent: str | None, group: str | None = None
+) -> tuple[list[NewRun], NewRun | None]:
+    """The new runs, and their follow-up. `now`: the instant of the start."""
+    follow_up = _new(starts.then, now, by, parent) if starts.then is not None else None
     members = [_new(each, now, by, parent) for each in starts.runs]
     for member in members:
         member.awaited_by = follow_up.id if follow_up else group
-    if follow_up is None and len(members) == 1:
-        return await runs.insert_once(connection, members[0])
     if follow_up is not None:
         follow_up.awaited_by = group
         if members:
             follow_up.wait(follow_up.due_at, starts.gate)
-    await runs.insert_group(connection, [*members, *([follow_up] if follow_up else [])])
-    return follow_up.id if follow_up else ""
+    return members, follow_up
+
+
+async def insert(
+    connection: AsyncConnection, members: Sequence[NewRun], follow_up: NewRun | None
+) -> StartedRun:
+    """Insert new runs and their follow-up, if there is one, in the caller's transaction.
+
+    Returns the id of the follow-up, otherwise that of the first run, or of the run that already has
+    its key. If the key of the follow-up is known, nothing is inserted.
+    """
+    new = [*([follow_up] if follow_up else []), *members]
+    first = new[0]
+    if first.key is None:
+        await runs.insert_group(connection, new)
+        return StartedRun(first.id, "created")
+    if (known := await runs.insert_once(connection, first)) != first.id:
+        return StartedRun(known, "known")
+    await runs.insert_group(connection, new[1:])
+    return StartedRun(first.id, "created")
 
 
 def _new(request: StartRequest, now: datetime, by: str | None, parent: str | None) -> NewRun:
@@ -209,14 +177,6 @@ async def _group_of(connection: AsyncConnection, member: CurrentRun | None) -> s
     return str(row.awaited_by)
 
 
-async def _known(database: Database, then: StartRequest | None) -> str:
-    """The id of the run that already has the key of this follow-up."""
-    assert then is not None
-    async with database.reader.connect() as connection:
-        same = (tables.runs.c.task == then.task.name, tables.runs.c.key == then.key)
-        return str((await connection.execute(select(tables.runs.c.id).where(*same))).scalar_one())
-
-
 _forwards: WeakKeyDictionary[asyncio.AbstractEventLoop, Forward] = WeakKeyDictionary()
 
 
@@ -239,6 +199,18 @@ def ledger() -> Database:
     return (_services.get(asyncio.get_running_loop()) or _without_service())[0]
 
 
+def ledger_url(loop: asyncio.AbstractEventLoop | None) -> str:
+    """The URL of the ledger that this event loop uses, without its password; None: no loop."""
+    service = _services.get(loop) if loop is not None else None
+    return str(service[0].url if service is not None else make_url(get_settings().ledger_url))
+
+
+def wake_of(loop: asyncio.AbstractEventLoop) -> Wake | None:
+    """What wakes the engine of this event loop's service, if it has one."""
+    service = _services.get(loop)
+    return service[1] if service is not None else None
+
+
 def use_no_service() -> None:
     """Make `start()` on this event loop open the ledger of the settings again."""
     _services.pop(asyncio.get_running_loop(), None)
@@ -256,14 +228,12 @@ def _without_service() -> tuple[Database, Wake]:
     return ledger, lambda: None
 
 
-async def _refuse_unknown(connection: AsyncConnection, startables: Sequence[Startable]) -> None:
+async def refuse_unknown(connection: AsyncConnection, startables: Sequence[Startable]) -> None:
     """Raises UnknownTask if no service has loaded one of these tasks, because nothing would ever
     run it.
     """
     sources = {task.name: task.source for task in startables}
-    is_asked = json_rows.is_among(tables.tasks.c.name, sources, connection.dialect.name)
-    in_ledger = select(tables.tasks.c.name).where(is_asked, tables.tasks.c.removed_at.is_(None))
-    known = set((await connection.execute(in_ledger)).scalars())
+    known = await known_tasks.loaded(connection, sources)
     if unknown := sorted(sources.keys() - known):
         raise UnknownTask(
             f"{unknown[0]}: no service has loaded this task, which is in {sources[unknown[0]]}: a "

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from batch_system.batch.ledger.waits import Gate
-from batch_system.batch.queue import enqueue
+from batch_system.batch.queue import enqueue, session_starts
 from batch_system.batch.queue.requests import StartRequest, Starts
 from batch_system.batch.tasks.base import BaseTask
 from batch_system.batch.tasks.registry import TaskRegistry
@@ -52,6 +54,7 @@ async def start_all(
     then: Start | None = None,
     key: str | None = None,
     in_group: bool = False,
+    session: AsyncSession | None = None,
 ) -> str | None:
     """Queue many runs in one transaction: all of them, or none. Returns the id of the run of
     `then`; None without it.
@@ -67,6 +70,9 @@ async def start_all(
       key: 1 to 200 characters, the key of the follow-up. If its task already has a run with this
           key, nothing is written, and the id of that run is returned.
       in_group: Whether the follow-up, or without one the runs, join the group of the calling run.
+          Not with `session`.
+      session: The runs exist if, and only if, the transaction of this session commits: see
+          `start()`.
 
     Raises InvalidParameters before anything is written, UnknownTask if no service has loaded one of
     the tasks, DatabaseError if the ledger can't be reached, and with `in_group` LeaseLost if
@@ -95,5 +101,6 @@ async def start_all(
         return None
     follow_up = then.checked(key) if then is not None else None
     gate = then.on if then is not None else None
-    run_id = await enqueue.submit(Starts(requests, follow_up, gate, in_group))
-    return run_id if then is not None else None
+    asked = Starts(requests, follow_up, gate, in_group)
+    run = await (enqueue.submit(asked) if session is None else session_starts.write(session, asked))
+    return str(run) if then is not None else None

@@ -7,12 +7,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from batch_system.batch.tasks.declaration import LONGEST
 from batch_system.batch.tasks.registry import Task
 from batch_system.errors import InvalidParameters
 from batch_system.escaping import echoed
+
+How = Literal["created", "known", "pending"]
 
 LONGEST_KEY = 200
 YEARS = range(1901, 9000)
@@ -88,6 +90,25 @@ class StartRequest:
         return cls(Startable.of(task), stored, key, slot, at, _seconds(call, delay))
 
 
+class StartedRun(str):
+    """The id of the run that a start has made or found. The driver asyncpg takes only a plain
+    string for a UUID: `str(run)`.
+
+    Attributes:
+      how: `created`; `known` if the task has had a run with this key already; `pending` if the
+          start is written beside the caller's data, and the ledger gets it after the commit.
+    """
+
+    __slots__ = ("how",)
+
+    def __new__(cls, id: str, how: How) -> StartedRun:
+        run = super().__new__(cls, id)
+        run.how = how
+        return run
+
+    how: How
+
+
 @dataclass(frozen=True)
 class Starts:
     """The runs that one transaction should write.
@@ -102,6 +123,11 @@ class Starts:
     then: StartRequest | None = None
     gate: str | None = None
     in_group: bool = False
+
+    @property
+    def tasks(self) -> list[Startable]:
+        """The tasks of all these runs."""
+        return [each.task for each in (*self.runs, *([self.then] if self.then else []))]
 
 
 def _parameters_of_run(

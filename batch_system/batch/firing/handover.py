@@ -1,0 +1,267 @@
+"""Hands over to the ledger the starts that were committed with the application's data.
+
+The runs are inserted in one transaction of the ledger, and their rows deleted in one of the
+application's database afterwards. Whoever dies in between leaves rows whose runs exist already: the
+next service finds their ids in the ledger, and only deletes the rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import BigInteger, Row, TextClause, delete
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.ledger import database_time, json_rows, runs
+from batch_system.batch.ledger import tasks as known_tasks
+from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.nodes.ledger_poll import LedgerChanges
+from batch_system.batch.nodes.outage import Outage
+from batch_system.batch.queue.start_rows import StoredStart
+from batch_system.concurrency.background import Background
+from batch_system.database import sql
+from batch_system.database.companions import starts
+from batch_system.database.engine import Database
+from batch_system.errors import DatabaseError
+from batch_system.logs import get_logger
+
+logger = get_logger("batch_system.batch")
+
+PAGE_ROWS, PAGE_BYTES = 500, 4_000_000
+"""At most so many starts, and bytes of them, are in memory at a time; at least one start."""
+UNKNOWN = "no service has loaded this task"
+MOST_LEFT = 5
+"""A node without the duty of the watch looks after this many polls: every five seconds."""
+MOST_UNREADABLE = 1_000
+
+_SIZES = {"sqlite": "length(CAST(run AS BLOB))", "postgresql": "octet_length(CAST(run AS text))"}
+
+
+def _page(kind: str, condition: str) -> TextClause:
+    """The next rows after :after, as far as those before them have less than PAGE_BYTES."""
+    columns = "number, id, at, follow_up, run"
+    return sql.statement(
+        f"SELECT {columns} FROM (SELECT s.*, sum(s.size) OVER (ORDER BY s.number) - s.size AS "
+        f"others FROM (SELECT {columns}, {_SIZES[kind]} AS size FROM batch_starts "
+        f"WHERE {condition} ORDER BY number LIMIT {PAGE_ROWS}) AS s) AS p "
+        f"WHERE p.others < {PAGE_BYTES} ORDER BY number",
+        after=BigInteger(),
+        **({"group": starts.c.follow_up} if ":group" in condition else {}),
+    )
+
+
+PAGES = {kind: _page(kind, "number > :after") for kind in _SIZES}
+GROUPS = {kind: _page(kind, "follow_up = :group AND number > :after") for kind in _SIZES}
+
+
+class ApplicationAway(DatabaseError):
+    """The application's database can't be used now."""
+
+
+class Handover(Background):
+    """Hands over starts when it is woken: after a commit in this process, and at each poll, because
+    other processes may have committed some.
+    """
+
+    def __init__(
+        self,
+        application: Database,
+        ledger: Database,
+        keep: timedelta,
+        on_queued: Callable[[], None],
+        outage: Outage,
+        watches: Callable[[], bool],
+    ) -> None:
+        """`keep`: see `hand_over`. `on_queued`: called when runs were queued. `watches`: whether
+        this node has the duty of the watch, and so looks at each poll; others look now and then,
+        because their application's database may be another one.
+        """
+        self._application = application
+        self._ledger = ledger
+        self._keep = keep
+        self._on_queued = on_queued
+        self._outage = outage
+        self._watches = watches
+        self._woken = asyncio.Event()
+        self._left = 0
+        self._warning = ""
+        self._unreadable: set[str] = set()
+
+    def on_changes(self, changes: LedgerChanges) -> None:
+        """Take the result of a ledger poll."""
+        self._left += 1
+        if self._watches() or self._left >= MOST_LEFT or self._outage.has_failed(self.name):
+            self._left = 0
+            self.wake()
+
+    def wake(self) -> None:
+        """Look for starts. Returns at once."""
+        self._woken.set()
+
+    async def _loop(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            try:
+                await self._hand_over_all()
+                self._warning = ""
+            except ApplicationAway as error:
+                self._warn_once(f"no starts can be handed over to the ledger: {error}")
+            except Exception as error:  # the background loop's boundary; the next look finds them
+                if self._outage.cause_for(self.name, self._ledger, error) is None:
+                    logger.exception("the handing over of starts failed; it is tried again")
+
+    async def _hand_over_all(self) -> None:
+        after: int | None = 0
+        while after is not None:
+            async with self.limited_turn():
+                after = await hand_over(
+                    self._application, self._ledger, self._keep, self._unreadable, after
+                )
+            if after is not None:
+                self._outage.over_for(self.name)
+                self._on_queued()
+
+    def _warn_once(self, message: str) -> None:
+        if message != self._warning:
+            logger.warning(message)
+        self._warning = message
+
+
+async def hand_over(
+    application: Database,
+    ledger: Database,
+    keep: timedelta,
+    unreadable: set[str] | None = None,
+    after: int = 0,
+) -> int | None:
+    """Hand over the next starts after this number: a page, and the whole groups of its rows.
+
+    `keep`: how long the ledger keeps runs. Older starts are dropped, because their runs may have
+    been made, and deleted since. `unreadable`: the ids of the rows that were told to be unreadable;
+    they stay for a newer version of the service. Returns the last number of the page; None if there
+    is none.
+
+    Raises ApplicationAway, and the errors of the driver for the ledger.
+    """
+    told = unreadable if unreadable is not None else set()
+    rows = await _read(application, PAGES, after=after)
+    if not rows:
+        return None
+    alone = [row for row in rows if row.follow_up is None]
+    if alone:
+        async with ledger.engine.begin() as connection:
+            now = await database_time.now_of(connection)
+            readable = _readable(alone, told)
+            new = await _new_runs(connection, readable, now, keep)
+            await runs.insert_new(connection, new)
+        await _delete(application, [row for row, _ in readable])
+    for group in dict.fromkeys(row.follow_up for row in rows if row.follow_up is not None):
+        await _hand_over_group(application, ledger, keep, told, group)
+    return int(rows[-1].number)
+
+
+async def _hand_over_group(
+    application: Database, ledger: Database, keep: timedelta, told: set[str], group: str
+) -> None:
+    """Insert a follow-up and its members in one transaction, so that nobody sees half a group.
+
+    Nothing is inserted if the follow-up is there already, or another run with its key. If a row is
+    unreadable, the whole group stays.
+    """
+    done: list[Row[Any]] = []
+    is_new = True
+    async with ledger.engine.begin() as connection:
+        now = await database_time.now_of(connection)
+        while rows := await _read(
+            application, GROUPS, group=group, after=done[-1].number if done else 0
+        ):
+            readable = _readable(rows, told)
+            if len(readable) < len(rows):
+                await connection.rollback()
+                return
+            new = await _new_runs(connection, readable, now, keep)
+            if not done:  # the first row is that of the follow-up
+                is_new = await runs.insert_new(connection, new[:1]) == 1
+                new = new[1:]
+            if is_new:
+                await runs.insert_new(connection, new)
+            done += rows
+    await _delete(application, done)
+
+
+def _readable(rows: Sequence[Row[Any]], told: set[str]) -> list[tuple[Row[Any], StoredStart]]:
+    """The rows that this version understands, and what they ask for. Others are told once."""
+    found = []
+    for row in rows:
+        try:
+            found.append((row, StoredStart.model_validate(row.run)))
+        except ValidationError as error:
+            if row.id not in told and len(told) < MOST_UNREADABLE:
+                told.add(row.id)
+                first = error.errors(include_input=False)[0]
+                logger.error(
+                    f"the start {row.id} in batch_starts can't be read, and stays there: "
+                    f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+                )
+    return found
+
+
+async def _new_runs(
+    connection: AsyncConnection,
+    asked: Sequence[tuple[Row[Any], StoredStart]],
+    now: datetime,
+    keep: timedelta,
+) -> list[NewRun]:
+    """The runs of these starts. If nobody has loaded its task, a run is cancelled. Those that are
+    too old are left out.
+    """
+    new = [
+        start.new_run(row.id, row.at, now, row.follow_up)
+        for row, start in asked
+        if row.at > now - keep
+    ]
+    if len(new) < len(asked):
+        dropped = Counter(start.task for row, start in asked if row.at <= now - keep)
+        logger.warning(
+            f"starts that are older than {keep.days} days (KEEP_RUNS_DAYS) were dropped: "
+            + ", ".join(f"{number:,} of {task}" for task, number in sorted(dropped.items()))
+        )
+    known = await known_tasks.loaded(connection, {run.task for run in new}) if new else frozenset()
+    for run in new:
+        if run.task not in known:
+            run.cancel(UNKNOWN, now)
+    return new
+
+
+async def _read(
+    application: Database, pages: Mapping[str, TextClause], **values: Any
+) -> Sequence[Row[Any]]:
+    statement = pages[application.kind].columns(
+        starts.c.number, starts.c.id, starts.c.at, starts.c.follow_up, starts.c.run
+    )
+    try:
+        async with application.reader.connect() as connection:
+            return (await connection.execute(statement, values)).all()
+    except (DBAPIError, OSError) as error:
+        raise _away(application, error) from error
+
+
+async def _delete(application: Database, rows: Iterable[Row[Any]]) -> None:
+    numbers = [row.number for row in rows]
+    is_done = json_rows.is_among(starts.c.number, numbers, application.kind)
+    try:
+        async with application.engine.begin() as connection:
+            await connection.execute(delete(starts).where(is_done))
+    except (DBAPIError, OSError) as error:
+        raise _away(application, error) from error
+
+
+def _away(application: Database, error: BaseException) -> ApplicationAway:
+    return ApplicationAway(application.why(error))
