@@ -20,6 +20,8 @@ LEDGER_TABLES = frozenset(
         "incidents",
         "log",
         "maintenance",
+        "merged",
+        "merges",
         "missed",
         "nodes",
         "outbox",

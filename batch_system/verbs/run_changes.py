@@ -39,12 +39,35 @@ class StartRun(
     )
     note: Note | None = None
     key: Key | None = None
+    debounce: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds: starts with one key are one run, which begins when none of them has "
+        "come for this time.",
+    )
+    at_most: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds by which such a run is postponed at most. Default: 10 × debounce.",
+    )
+    once_in: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after a start in which others with its key make no run.",
+    )
 
     async def perform(self, context: Context) -> Started:
         from batch_system.operations.runs import change
 
         return await change.start(
-            context, self.name, self.parameters, self.slot, self.key, self.at, self.note
+            context,
+            self.name,
+            self.parameters,
+            self.slot,
+            self.key,
+            self.at,
+            self.note,
+            {"debounce": self.debounce, "at_most": self.at_most, "once_in": self.once_in},
         )
 
 

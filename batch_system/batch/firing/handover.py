@@ -18,11 +18,13 @@ from sqlalchemy import BigInteger, Row, TextClause, delete
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.ledger import database_time, json_rows, runs
+from batch_system.batch.ledger import database_time, json_rows, merges, runs
 from batch_system.batch.ledger import tasks as known_tasks
 from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import RunState
 from batch_system.batch.nodes.ledger_poll import LedgerChanges
 from batch_system.batch.nodes.outage import Outage
+from batch_system.batch.queue import enqueue
 from batch_system.batch.queue.start_rows import StoredStart
 from batch_system.concurrency.background import Background
 from batch_system.database import sql
@@ -154,17 +156,41 @@ async def hand_over(
     rows = await _read(application, PAGES, after=after)
     if not rows:
         return None
-    alone = [row for row in rows if row.follow_up is None]
-    if alone:
+    alone = _readable([row for row in rows if row.follow_up is None], told)
+    plain = [(row, start) for row, start in alone if start.merging is None]
+    if plain:
         async with ledger.engine.begin() as connection:
             now = await database_time.now_of(connection)
-            readable = _readable(alone, told)
-            new = await _new_runs(connection, readable, now, keep)
-            await runs.insert_new(connection, new)
-        await _delete(application, [row for row, _ in readable])
+            new = await _new_runs(connection, plain, now, keep)
+            # In this order, no two transactions can wait for each other's keys.
+            await runs.insert_new(
+                connection, sorted(new, key=lambda run: (run.task, run.key or ""))
+            )
+        await _delete(application, [row for row, _ in plain])
+    merging = [(row, start) for row, start in alone if start.merging is not None]
+    for row, start in merging:
+        await _merge(ledger, row, start, keep)
+    if merging:
+        await _delete(application, [row for row, _ in merging])
     for group in dict.fromkeys(row.follow_up for row in rows if row.follow_up is not None):
         await _hand_over_group(application, ledger, keep, told, group)
     return int(rows[-1].number)
+
+
+async def _merge(ledger: Database, row: Row[Any], start: StoredStart, keep: timedelta) -> None:
+    """Hand over a start that is merged with others, in a transaction of its own: it locks the row
+    of its key.
+    """
+    async with ledger.engine.begin() as connection:
+        now = await database_time.now_of(connection)
+        new = await _new_runs(connection, [(row, start)], now, keep)
+        if not new or not await merges.is_first(connection, row.id, row.at):
+            return
+        if new[0].state == RunState.CANCELLED:
+            await runs.insert_new(connection, new)
+            return
+        assert start.merging is not None
+        await enqueue.merge(connection, new[0], start.merging, now)
 
 
 async def _hand_over_group(

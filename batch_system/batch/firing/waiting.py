@@ -25,7 +25,7 @@ from batch_system.batch.ledger.runs import Active, NewRun
 from batch_system.batch.ledger.schedules import OpenSchedule
 from batch_system.batch.ledger.states import Origin, RunState
 from batch_system.batch.ledger.waits import WaitingRun
-from batch_system.batch.nodes.ledger_poll import LedgerChanges
+from batch_system.batch.nodes.ledger_poll import SOON, LedgerChanges
 from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.queue import gates
 from batch_system.batch.queue.cancel import request_cancel
@@ -166,6 +166,7 @@ class Opener(Background):
         self._woken = asyncio.Event()
         self._upstreams: Callable[[], Collection[str]] = tuple
         self._watches: Callable[[], bool] = bool
+        self._timer: asyncio.TimerHandle | None = None
         self._left = 0
         """How many polls in turn this node has left what waits to the node of the watch."""
 
@@ -206,7 +207,7 @@ class Opener(Background):
             await self._woken.wait()
             self._woken.clear()
             try:
-                while await self.settle() >= gates.MOST:
+                while await self.settle():
                     pass
                 self._outage.over_for("opener")
             except Exception as error:  # the background loop's boundary; the next look finds them
@@ -227,10 +228,20 @@ class Opener(Background):
             self._on_opened()
         return settled.number
 
+    def _look_at(self, due_at: datetime | None, now: datetime) -> None:
+        """Look again at `due_at`, when a run may open, instead of at the next poll."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if due_at is not None:
+            seconds = (due_at - now).total_seconds()
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.wake)
+
     async def _open_and_close(self) -> Settled | None:
         async with self._ledger.reader.connect() as connection:
             now = await database_time.now_of(connection)
             if not await waits.is_any_ready(connection, now):
+                self._look_at(await waits.next_due(connection, now, now + SOON), now)
                 return None
         async with self._ledger.engine.begin() as connection:
             return await open_and_close(

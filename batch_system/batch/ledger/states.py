@@ -5,6 +5,7 @@ Pure. The statements in transitions.py are made from TRANSITIONS.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 
 class RunState(StrEnum):
@@ -75,6 +76,10 @@ class Rank:
     ON_TIME = 1
     MANUAL = 2
     CATCH_UP = 3
+
+
+How = Literal["created", "merged", "dropped", "known", "pending"]
+"""What became of a start: see StartedRun in queue/requests.py."""
 
 
 class IncidentKind(StrEnum):

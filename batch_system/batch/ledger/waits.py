@@ -224,6 +224,18 @@ async def is_any_ready(connection: AsyncConnection, now: datetime) -> bool:
     return (await connection.execute(looking, {"now": now})).first() is not None
 
 
+async def next_due(connection: AsyncConnection, now: datetime, until: datetime) -> datetime | None:
+    """The first instant after `now`, and until `until`, at which a waiting run may open."""
+    hint = sql.hint("ix_batch_runs_waits", connection.dialect.name)
+    first = sql.statement(
+        f"SELECT min(due_at) AS due_at FROM batch_runs{hint} WHERE {WAITING_SQL} "
+        "AND due_at > :now AND due_at <= :until",
+        now=runs.c.due_at,
+        until=runs.c.due_at,
+    ).columns(runs.c.due_at)
+    return (await connection.execute(first, {"now": now, "until": until})).scalar()
+
+
 async def read(connection: AsyncConnection, ids: Sequence[str]) -> list[WaitingRun]:
     """Those of the runs `ids` that are waiting, by id."""
     if not ids:

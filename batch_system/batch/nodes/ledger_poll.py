@@ -10,13 +10,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache, reduce
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
+    Interval,
     Select,
     String,
     bindparam,
@@ -48,6 +49,9 @@ LOOK_SECONDS = 1.0
 is noticed.
 """
 
+SOON = timedelta(seconds=2 * LOOK_SECONDS)
+"""Waiting runs that open within this time are known, so that they open on time."""
+
 CLAIMABLE, UNNOTICED, ACTIVE, UNSENT, WAITING = "c", "u", "a", "s", "w"
 
 FiringState = tuple[int, frozenset[str]]
@@ -76,8 +80,8 @@ class LedgerChanges:
 
     `is_unnoticed`: there is something that the watch has to notice. `is_active`: a run is running,
     or due in any pool. `is_unsent`: a message has to be sent. `is_waiting`: the instant of a
-    waiting run has passed. `watcher`: the id of the node with the duty of the watch. `asked_at`,
-    `read_at`: the boot times before and after the poll.
+    waiting run has passed, or does within SOON. `watcher`: the id of the node with the duty of the
+    watch. `asked_at`, `read_at`: the boot times before and after the poll.
     """
 
     now: datetime
@@ -109,7 +113,9 @@ class LedgerChanges:
 async def read(connection: AsyncConnection, node: str, roles: Roles = SERVICE) -> LedgerChanges:
     """Poll the ledger for this node, by one statement that locks nothing."""
     asked_at, now = clock.boottime(), database_time.process_now(connection)
-    parameters = {"node": node} | ({"now": now} if now is not None else {})
+    parameters: dict[str, Any] = {"node": node}
+    if now is not None:
+        parameters |= {"now": now, "soon": now + SOON}
     statement = _statement(connection.dialect.name, now is not None, roles)
     ledger_row, *other_rows = (await connection.execute(statement, parameters)).all()
     flags = ledger_row.words or ""
@@ -143,6 +149,7 @@ def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
     """
     instant = nodes.c.stopped_at.type
     now = bindparam("now", type_=instant) if has_now else func.statement_timestamp(type_=instant)
+    soon = bindparam("soon", type_=instant) if has_now else now + literal(SOON, Interval())
     node = bindparam("node", type_=nodes.c.id.type)
     version = func.coalesce(select(catalog.c.version).where(catalog.c.id == 1).scalar_subquery(), 0)
     flags: list[tuple[str, Any]] = (
@@ -152,7 +159,7 @@ def _statement(kind: str, has_now: bool, roles: Roles) -> CompoundSelect[Any]:
         flags += [
             (UNNOTICED, text(notices.IS_ANY_SQL)),
             (UNSENT, text(f"EXISTS (SELECT 1 FROM batch_outbox WHERE {UNSENT_SQL})")),
-            (WAITING, select(runs.c.id).where(text(WAITING_SQL), runs.c.due_at <= now).exists()),
+            (WAITING, select(runs.c.id).where(text(WAITING_SQL), runs.c.due_at <= soon).exists()),
             (ACTIVE, or_(is_any_due(now), text(_IS_ANY_HELD_SQL))),
         ]
     words = [case((condition, flag), else_="") for flag, condition in flags]

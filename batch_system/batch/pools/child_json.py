@@ -14,7 +14,7 @@ from batch_system.batch.context.upstream import Done
 from batch_system.batch.execution.ending import Ending
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.ledger.states import RunState
-from batch_system.batch.queue.requests import Startable, StartedRun, StartRequest, Starts
+from batch_system.batch.queue.requests import Merging, Startable, StartedRun, StartRequest, Starts
 from batch_system.batch.tasks.retry_after import MOST_SECONDS
 from batch_system.errors import (
     BatchError,
@@ -103,15 +103,16 @@ def _request_from_json(values: Json) -> StartRequest:
     params = dict(values["params"]) if values["params"] is not None else None
     delay = float(values["delay"]) if values["delay"] is not None else None
     at, slot = _instant(values["at"]), _instant(values["slot"])
-    return StartRequest(startable, params, _text(values["key"]), slot, at, delay)
+    merging = Merging(**values["merging"]) if values["merging"] is not None else None
+    return StartRequest(startable, params, _text(values["key"]), slot, at, delay, merging)
 
 
 def started_as_json(run: StartedRun) -> Json:
-    return {"id": str(run), "how": run.how}
+    return {"id": str(run), "how": run.how, "until": _stamp(run.until)}
 
 
 def started_from_json(values: Json) -> StartedRun:
-    return StartedRun(values["id"], values["how"])
+    return StartedRun(values["id"], values["how"], _instant(values["until"]))
 
 
 def answer_as_json(error: Exception) -> Json:

@@ -15,11 +15,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.context.current_run import CurrentRun, current_run_if_any
-from batch_system.batch.ledger import database_time, runs, tables
+from batch_system.batch.ledger import database_time, merges, runs, tables
 from batch_system.batch.ledger import tasks as known_tasks
 from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.queue.requests import Merging, StartedRun, StartRequest, Starts
 from batch_system.batch.queue.requests import Startable as Startable
-from batch_system.batch.queue.requests import StartedRun, StartRequest, Starts
 from batch_system.database.engine import Database
 from batch_system.errors import InvalidParameters, LeaseLost, UnknownTask
 from batch_system.settings.reading import get_settings
@@ -65,14 +65,16 @@ async def enqueue(
     key: str | None = None,
     parent: str | None = None,
     at: datetime | None = None,
-) -> str:
+    merging: Merging | None = None,
+) -> StartedRun:
     """Queue a run for a person, in the caller's transaction, and return its id. Raises UnknownTask.
 
     `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it is
-    based on. `at`: the instant (aware) before which it does not begin.
+    based on. `at`: the instant (aware) before which it does not begin. `merging`: how it is merged
+    with other starts; it has no `key` then.
     """
-    starts = Starts((StartRequest(task, params, key, slot, at=at),))
-    return str(await write(connection, starts, by, parent))
+    starts = Starts((StartRequest(task, params, key, slot, at=at, merging=merging),))
+    return await write(connection, starts, by, parent)
 
 
 async def write(
@@ -89,7 +91,11 @@ async def write(
     """
     await refuse_unknown(connection, starts.tasks)
     now = await database_time.now_of(connection)
-    return await insert(connection, *planned(starts, now, by, parent, group))
+    new, follow_up = planned(starts, now, by, parent, group)
+    merging = starts.runs[0].merging if starts.runs else None
+    if merging is not None:
+        return await merge(connection, new[0], merging, now)
+    return await insert(connection, new, follow_up)
 
 
 def planned(
@@ -124,6 +130,24 @@ async def insert(
         return StartedRun(known, "known")
     await runs.insert_group(connection, new[1:])
     return StartedRun(first.id, "created")
+
+
+async def merge(
+    connection: AsyncConnection, new: NewRun, merging: Merging, now: datetime
+) -> StartedRun:
+    """Merge a new run with earlier starts, or insert it, in the caller's transaction. `now`: the
+    database time.
+    """
+    if merging.debounce is not None:
+        assert merging.at_most is not None
+        at_latest = new.created_at + timedelta(seconds=merging.at_most)
+        new.wait(new.created_at + timedelta(seconds=merging.debounce))
+        run = await merges.debounce(connection, new, merging.key, at_latest)
+        return StartedRun(run.run, "created" if run.is_new else "merged", run.until)
+    assert merging.once_in is not None
+    until = new.created_at + timedelta(seconds=merging.once_in)
+    run = await merges.once_in(connection, new, merging.key, until, now)
+    return StartedRun(run.run, "created" if run.is_new else "dropped", run.until)
 
 
 def _new(request: StartRequest, now: datetime, by: str | None, parent: str | None) -> NewRun:

@@ -7,16 +7,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
+from batch_system.batch.ledger.states import How
 from batch_system.batch.tasks.declaration import LONGEST
 from batch_system.batch.tasks.registry import Task
 from batch_system.errors import InvalidParameters
 from batch_system.escaping import echoed
 
-How = Literal["created", "known", "pending"]
-
 LONGEST_KEY = 200
+MERGING = ("debounce", "at_most", "once_in")
+TIMES_DEBOUNCE = 10
+"""Without `at_most`, a run is postponed for at most this many times `debounce`."""
 YEARS = range(1901, 9000)
 """The allowed years of instants. In other years, an engine may be unable to convert a slot to the
 task's time zone.
@@ -47,6 +49,20 @@ class Startable:
 
 
 @dataclass(frozen=True)
+class Merging:
+    """How starts with one `key` of a task become one run. The times are in seconds.
+
+    With `debounce` they are one waiting run, which each of them postpones, together by `at_most`.
+    With `once_in` one of them makes a run, and those that follow within this time make none.
+    """
+
+    key: str
+    debounce: float | None = None
+    at_most: float | None = None
+    once_in: float | None = None
+
+
+@dataclass(frozen=True)
 class StartRequest:
     """A request for one run. The run does not begin before `at` (aware), or before `delay` seconds
     have passed.
@@ -58,6 +74,7 @@ class StartRequest:
     slot: datetime | None = None
     at: datetime | None = None
     delay: float | None = None
+    merging: Merging | None = None
 
     @classmethod
     def checked(
@@ -71,6 +88,9 @@ class StartRequest:
         delay: Any = None,
         in_group: bool = False,
         params: Any = None,
+        debounce: Any = None,
+        at_most: Any = None,
+        once_in: Any = None,
     ) -> StartRequest:
         """Check the arguments of a caller. `given`: the parameters of `run()`. Raises
         InvalidParameters.
@@ -86,8 +106,61 @@ class StartRequest:
         if at is not None and delay is not None:
             raise InvalidParameters(f"{call}: at and delay were both given; allowed: one of them")
         own = {"key": key, "at": at, "delay": delay, "in_group": in_group or None}
-        stored = task.parameters.to_json(_parameters_of_run(task, call, own, given, params)) or None
-        return cls(Startable.of(task), stored, key, slot, at, _seconds(call, delay))
+        times = {"debounce": debounce, "at_most": at_most, "once_in": once_in}
+        stored = task.parameters.to_json(_parameters_of_run(task, call, own | times, given, params))
+        merging = merging_of(call, key, times, at=at, delay=delay)
+        if merging is not None and in_group:
+            raise InvalidParameters(
+                f"{call}: in_group=True and {_name_of(merging)} were both given; allowed: one of "
+                "them, because a merged start may belong to no group"
+            )
+        return cls(
+            Startable.of(task),
+            stored or None,
+            key if merging is None else None,
+            slot,
+            at,
+            _seconds(call, "delay", delay),
+            merging,
+        )
+
+
+def merging_of(
+    call: str, key: str | None, times: Mapping[str, Any], at: Any = None, delay: Any = None
+) -> Merging | None:
+    """How a start is merged, from its checked key and its unchecked times; None if it is not.
+
+    Raises InvalidParameters, which begins with `call`.
+    """
+    given = {name: _seconds(call, name, times.get(name)) for name in MERGING}
+    debounce, at_most, once_in = given.values()
+    if debounce is not None and once_in is not None:
+        raise InvalidParameters(
+            f"{call}: debounce and once_in were both given; allowed: one of them"
+        )
+    for name in ("debounce", "once_in"):
+        if given[name] == 0:
+            raise InvalidParameters(f"{call}: {name} is 0; allowed: more than 0 seconds")
+    if at_most is not None and debounce is None:
+        raise InvalidParameters(f"{call}: at_most needs debounce")
+    if debounce is not None and at_most is not None and at_most < debounce:
+        raise InvalidParameters(
+            f"{call}: at_most is {at_most:g} s; allowed: at least debounce, {debounce:g} s"
+        )
+    if debounce is not None and (at, delay) != (None, None):
+        raise InvalidParameters(
+            f"{call}: debounce and {'at' if at is not None else 'delay'} were both given; "
+            "allowed: one of them, because debounce says when the run begins"
+        )
+    if debounce is None and once_in is None:
+        return None
+    if debounce is not None and at_most is None:
+        at_most = min(debounce * TIMES_DEBOUNCE, LONGEST.total_seconds())
+    return Merging(key or "", debounce, at_most, once_in)
+
+
+def _name_of(merging: Merging) -> str:
+    return "debounce" if merging.debounce is not None else "once_in"
 
 
 class StartedRun(str):
@@ -95,18 +168,22 @@ class StartedRun(str):
     string for a UUID: `str(run)`.
 
     Attributes:
-      how: `created`; `known` if the task has had a run with this key already; `pending` if the
-          start is written beside the caller's data, and the ledger gets it after the commit.
+      how: `created`; `merged` with a run that waits already; `dropped` if another run counts in
+          the window; `known` if the task has a run with this key already; `pending` if the start is
+          written beside the caller's data, and handed over to the ledger after the commit.
+      until: When a debounced run begins, or the window ends (aware, UTC); None for other starts,
+          and while it is pending.
     """
 
-    __slots__ = ("how",)
-
-    def __new__(cls, id: str, how: How) -> StartedRun:
-        run = super().__new__(cls, id)
-        run.how = how
-        return run
+    __slots__ = ("how", "until")
 
     how: How
+    until: datetime | None
+
+    def __new__(cls, id: str, how: How, until: datetime | None = None) -> StartedRun:
+        run = super().__new__(cls, id)
+        run.how, run.until = how, until
+        return run
 
 
 @dataclass(frozen=True)
@@ -151,14 +228,14 @@ def _parameters_of_run(
     return dict(given)
 
 
-def _seconds(call: str, delay: Any) -> float | None:
-    if delay is None:
+def _seconds(call: str, name: str, given: Any) -> float | None:
+    if given is None:
         return None
-    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    seconds = given.total_seconds() if isinstance(given, timedelta) else given
     valid = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not valid or not 0 <= seconds <= LONGEST.total_seconds():
         raise InvalidParameters(
-            f"{call}: delay is {echoed(delay)}; allowed: seconds from 0 (up to 100 years), or a "
+            f"{call}: {name} is {echoed(given)}; allowed: seconds from 0 (up to 100 years), or a "
             "timedelta"
         )
     return float(seconds)

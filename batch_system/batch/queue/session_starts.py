@@ -144,13 +144,15 @@ async def _write(
     parent = current_run_if_any()
     by, parent_id = (f"task {parent.task}", parent.id) if parent else (None, None)
     new, follow_up = enqueue.planned(starts, transaction.now, by, parent_id)
-    if transaction.is_ledger:
+    merging = starts.runs[0].merging if starts.runs else None
+    # The caller would hold the row of the key until the commit, and keep other starts waiting.
+    if transaction.is_ledger and merging is None:
         unknown = [task for task in starts.tasks if task.name not in transaction.known]
         if unknown:
             await enqueue.refuse_unknown(connection, unknown)
             transaction.known.update(task.name for task in unknown)
         return await enqueue.insert(connection, new, follow_up)
-    rows = [stored(run, follow_up) for run in (*([follow_up] if follow_up else []), *new)]
+    rows = [stored(run, follow_up, merging) for run in (*([follow_up] if follow_up else []), *new)]
     await json_rows.insert_all(connection, companions.starts, rows)
     return StartedRun(rows[0]["id"], "pending")
 

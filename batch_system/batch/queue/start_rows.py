@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -11,26 +12,27 @@ from batch_system.batch.ledger.json_rows import storable
 from batch_system.batch.ledger.runs import NewRun
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.waits import Gate
-from batch_system.batch.queue.requests import LONGEST_KEY
+from batch_system.batch.queue.requests import LONGEST_KEY, Merging
 
 
 class StoredStart(BaseModel):
     """What the column `run` has. A name that is not known here was written by a newer version."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid")
 
     task: str = Field(max_length=100)
     params: dict[str, Any] | None = None
-    slot: AwareDatetime | None = Field(default=None, strict=False)
+    slot: AwareDatetime | None = None
     key: str | None = Field(default=None, min_length=1, max_length=LONGEST_KEY)
-    due_at: AwareDatetime | None = Field(default=None, strict=False)
+    due_at: AwareDatetime | None = None
     """Before this instant the run does not begin."""
-    gate: Gate | None = Field(default=None, strict=False)
+    gate: Gate | None = None
     exclusive: str | None = None
     priority: int = 0
     requested_by: str | None = None
     parent: str | None = None
     traceparent: str | None = None
+    merging: Merging | None = None
 
     def new_run(self, id: str, at: datetime, now: datetime, follow_up: str | None) -> NewRun:
         """The run of a start that was requested at `at`. `now`: the time of the ledger."""
@@ -53,10 +55,12 @@ class StoredStart(BaseModel):
         return new
 
 
-FIELDS = tuple(name for name in StoredStart.model_fields if name != "due_at")
+FIELDS = tuple(StoredStart.model_fields.keys() - {"due_at", "merging"})
 
 
-def stored(run: NewRun, follow_up: NewRun | None) -> dict[str, Any]:
+def stored(
+    run: NewRun, follow_up: NewRun | None = None, merging: Merging | None = None
+) -> dict[str, Any]:
     """The row of a new run, by column. `follow_up`: that of its group."""
     values = vars(run)
     kept = {name: values[name] for name in FIELDS if values[name] is not None}
@@ -64,6 +68,8 @@ def stored(run: NewRun, follow_up: NewRun | None) -> dict[str, Any]:
         kept["slot"] = run.slot.isoformat()
     if run.state == RunState.WAITING:
         kept["due_at"] = run.due_at.isoformat()
+    if merging is not None:
+        kept["merging"] = asdict(merging)
     return {
         "id": run.id,
         "at": run.created_at,

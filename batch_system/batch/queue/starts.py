@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, overload
 
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
@@ -15,9 +15,56 @@ from sqlalchemy.orm import Session
 
 from batch_system.batch.ledger import tables
 from batch_system.batch.queue import enqueue, session_starts
-from batch_system.batch.queue.requests import StartRequest, Starts
+from batch_system.batch.queue.requests import StartedRun, StartRequest, Starts
 from batch_system.batch.tasks.base import BaseTask
 from batch_system.batch.tasks.registry import TaskRegistry
+
+
+@overload
+async def start(
+    task: type[BaseTask],
+    /,
+    *,
+    debounce: float | timedelta,
+    at_most: float | timedelta | None = None,
+    session: AsyncSession | None = None,
+    key: str | None = None,
+    slot: datetime | None = None,
+    params: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> StartedRun: ...
+
+
+@overload
+async def start(
+    task: type[BaseTask],
+    /,
+    *,
+    once_in: float | timedelta,
+    session: AsyncSession | None = None,
+    key: str | None = None,
+    slot: datetime | None = None,
+    at: datetime | None = None,
+    delay: float | timedelta | None = None,
+    params: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> StartedRun: ...
+
+
+@overload
+async def start(
+    task: type[BaseTask],
+    /,
+    *,
+    session: AsyncSession | None = None,
+    key: str | None = None,
+    slot: datetime | None = None,
+    at: datetime | None = None,
+    delay: float | timedelta | None = None,
+    in_group: bool = False,
+    params: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> str: ...
 
 
 async def start(
@@ -30,6 +77,9 @@ async def start(
     at: datetime | None = None,
     delay: float | timedelta | None = None,
     in_group: bool = False,
+    debounce: float | timedelta | None = None,
+    at_most: float | timedelta | None = None,
+    once_in: float | timedelta | None = None,
     params: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> str:
@@ -53,17 +103,30 @@ async def start(
       delay: The same in seconds from now, or as a timedelta.
       in_group: Whether the run joins the group of the calling run: the follow-up of that group
           waits for it. Not with `session`.
+      debounce: Seconds, or a timedelta. The run begins when none of the task's starts with this
+          `key` has come for this time. Until then they are one run, which waits, with the
+          parameters of the newest one.
+      at_most: How long such a run is postponed at most, from its first start on; by default 10
+          times `debounce`.
+      once_in: Seconds, or a timedelta. For this time after a start, those with the same `key` make
+          no run.
       params: The parameters of `run()` as a dict, if one of them has the name of an argument of
           `start()`.
+
+    With `debounce` or `once_in`, `key` names what belongs together, and by default it is the whole
+    task. The id has the attributes `how` and `until` then: see StartedRun.
 
     Raises InvalidParameters before anything is written, UnknownTask if no service has loaded the
     task, DatabaseError if the ledger can't be reached, and with `in_group` LeaseLost if another
     node now holds the calling run. With `session` also what its database raises.
     """
     own = {"key": key, "slot": slot, "at": at, "delay": delay, "in_group": in_group}
+    own |= {"debounce": debounce, "at_most": at_most, "once_in": once_in}
     starts = _checked(task, given, params, own)
-    run = await (enqueue.submit(starts) if session is None else session_starts.write(session, starts))
-    return str(run)
+    run = await (
+        enqueue.submit(starts) if session is None else session_starts.write(session, starts)
+    )
+    return run if debounce is not None or once_in is not None else str(run)
 
 
 def start_sync(
@@ -75,6 +138,9 @@ def start_sync(
     slot: datetime | None = None,
     at: datetime | None = None,
     delay: float | timedelta | None = None,
+    debounce: float | timedelta | None = None,
+    at_most: float | timedelta | None = None,
+    once_in: float | timedelta | None = None,
     params: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> str:
@@ -85,6 +151,7 @@ def start_sync(
     database takes to insert a row.
     """
     own = {"key": key, "slot": slot, "at": at, "delay": delay}
+    own |= {"debounce": debounce, "at_most": at_most, "once_in": once_in}
     return str(session_starts.write_sync(session, _checked(task, given, params, own)))
 
 

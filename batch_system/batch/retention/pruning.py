@@ -38,7 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
 from batch_system.batch.firing.misfires import INSTANT
-from batch_system.batch.ledger import buckets, database_time, json_rows, maintenance
+from batch_system.batch.ledger import buckets, database_time, json_rows, maintenance, merges
 from batch_system.batch.ledger.incidents import incidents, outbox
 from batch_system.batch.ledger.people import access, audit, previews
 from batch_system.batch.ledger.schedules import lock_tasks
@@ -303,6 +303,7 @@ class Pruner:
             await access.prune(connection, now)
             await maintenance.prune(connection, before)
             await previews.prune(connection, now)
+            await merges.prune(connection, now, now - timedelta(days=self._keep.days))
             await buckets.prune(connection, now)
             await incidents.prune(connection, before)
             await outbox.prune(connection, now - conditions.KEEP_MESSAGES)

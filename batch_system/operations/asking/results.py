@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from batch_system.batch.context.progress import pace
+from batch_system.batch.ledger.states import How
 from batch_system.errors import DamagedRow
 
 N = TypeVar("N")
@@ -390,7 +391,14 @@ class Quarantined(Result):
 
 
 class Started(Result):
-    """A run that was queued."""
+    """A run that was queued.
+
+    `how`: `created`; `merged` with a run that waits already; `dropped` if another run counts in the
+    window; `known` if the task had a run with this key. `until`: when a debounced run begins, or
+    the window ends.
+    """
 
     id: str
     task: str
+    how: How = "created"
+    until: datetime | None = None

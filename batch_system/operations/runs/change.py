@@ -17,7 +17,7 @@ from batch_system.batch.ledger.states import FINAL, RunState
 from batch_system.batch.queue import cancel as cancelling
 from batch_system.batch.queue import enqueue
 from batch_system.batch.queue import retry as retrying
-from batch_system.batch.queue.requests import INSTANT, LONGEST_KEY, is_instant
+from batch_system.batch.queue.requests import INSTANT, LONGEST_KEY, is_instant, merging_of
 from batch_system.batch.retention.pruning import Pruner
 from batch_system.errors import InvalidParameters, WrongState
 from batch_system.escaping import brief, echoed
@@ -41,27 +41,38 @@ async def start(
     key: str | None = None,
     at: datetime | None = None,
     note: str | None = None,
+    merging: Mapping[str, float | None] | None = None,
 ) -> Started:
     """Queue a run for any service. `slot`: aware; None: the instant of the start.
 
     The task may be one that only other processes have loaded. `key`: if the task has a run with
     this key already, that run is returned. `at`: when it begins at the earliest (aware); None: at
-    once. `note`: why. Raises UnknownTask, and InvalidParameters before anything is written.
+    once. `note`: why. `merging`: the seconds of `debounce`, `at_most` and `once_in`, see
+    queue/starts.py. Raises UnknownTask, and InvalidParameters before anything is written.
     """
     _check_slot_and_key(slot, key)
+    merges = merging_of(f"start({task})", key, merging or {}, at=at)
     if at is not None and not is_instant(at):
         raise InvalidParameters(f"at is {echoed(at)}; allowed: {INSTANT}")
     async with context.databases.changing() as connection:
         startable = await startable_task(connection, context, task)
         values = startable.checked(params)
         run = await enqueue.enqueue(
-            connection, startable, values, slot, context.actor.name, key, at=at
+            connection,
+            startable,
+            values,
+            slot,
+            context.actor.name,
+            key if merges is None else None,
+            at=at,
+            merging=merges,
         )
         after = {
             "params": context.redaction.masked(values),
             "slot": slot.isoformat() if slot else None,
         }
         after |= {"at": at.isoformat()} if at is not None else {}
+        after |= {"how": run.how} if run.how in ("merged", "dropped") else {}
         now = await database_time.now_of(connection)
         await audit.record(
             connection,
@@ -74,7 +85,7 @@ async def start(
             note=note,
         )
     context.wake()
-    return Started(id=run, task=task)
+    return Started(id=str(run), task=task, how=run.how, until=run.until)
 
 
 def _check_slot_and_key(slot: datetime | None, key: str | None) -> None:
