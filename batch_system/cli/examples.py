@@ -139,6 +139,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch run daily_report --slot 2026-11-25T01:00": "Run the task for a slot of the past.",
         "batch run backup --queue "
         "--wait": "Run the task in the running service, and show its log here.",
+        "batch run backup --queue --at 2026-11-25T22:00": "Let the run begin later.",
+        "batch run backup --queue --once-in 3600": "Queue it, unless it was within the last hour.",
         "batch run backup --json": "Print the run as JSON for a program, and the log on stderr.",
     },
     "runs": {

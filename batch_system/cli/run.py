@@ -14,7 +14,7 @@ import typer
 from batch_system import clock
 from batch_system.cli import hints, progress, watch
 from batch_system.cli.opening import ask, refuse_service
-from batch_system.cli.options import AsJson, TaskName, instant, pairs, user, wait_for
+from batch_system.cli.options import AsJson, TaskName, instant, pairs, seconds, user, wait_for
 from batch_system.errors import InvalidParameters
 
 if TYPE_CHECKING:
@@ -47,6 +47,41 @@ def run(
     note: Annotated[
         str | None, typer.Option(help="With --queue: why, which stands among the changes.")
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="With --queue: the same key starts a task once, or is merged, see below."
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(help="With --queue: when the run begins at the earliest (ISO 8601)."),
+    ] = None,
+    debounce: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="SECONDS",
+            help="With --queue: starts with one key are one run, which begins when none has come "
+            "for this time.",
+        ),
+    ] = None,
+    at_most: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="SECONDS",
+            help="With --debounce: the run is postponed by this at most. Default: 10 x debounce.",
+        ),
+    ] = None,
+    once_in: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="SECONDS",
+            help="With --queue: for this time after a start, those with its key make no run.",
+        ),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="With --queue: show the log until the run ends.")
     ] = False,
@@ -56,21 +91,34 @@ def run(
 
     The exit code is 1 if the run does not succeed. The command works whether a service is running
     or not. With --queue the task does not run in this process: a running service executes it, after
-    the waiting runs of the task, or a worker of its pool does. With --json the run is printed as
-    JSON, and its log goes to stderr.
+    the waiting runs of the task, or a worker of its pool does. With --debounce or --once-in, starts
+    with the same --key, by default all of the task, become one run. With --json the run is printed
+    as JSON, and its log goes to stderr.
     """
-    at = instant(slot, "--slot") if slot is not None else None
+    of_slot = instant(slot, "--slot") if slot is not None else None
+    asked: dict[str, Any] = {"note": note, "key": key, "at": at}
+    asked |= {"debounce": debounce, "at_most": at_most, "once_in": once_in}
+    given = {option: value for option, value in asked.items() if value is not None}
     if queue:
-        _queue(name, pairs(param or []), at, note, wait, as_json)
+        if at is not None:
+            given["at"] = instant(at, "--at")
+        _queue(
+            {"name": name, "parameters": pairs(param or []), "slot": of_slot, **given},
+            wait,
+            as_json,
+        )
     elif wait:
         raise InvalidParameters(
             "--wait needs --queue; without --queue, the command always waits for the run"
         )
-    elif note is not None:
-        raise InvalidParameters("--note needs --queue: a run of this process has no note")
+    elif given:
+        option = next(iter(given)).replace("_", "-")
+        raise InvalidParameters(
+            f"--{option} needs --queue: without it, the run begins at once in this process"
+        )
     else:
         refuse_service("`batch run` without --queue")
-        _execute(name, pairs(param or []), at, as_json)
+        _execute(name, pairs(param or []), of_slot, as_json)
 
 
 def _execute(name: str, parameters: dict[str, str], slot: datetime | None, as_json: bool) -> None:
@@ -91,24 +139,31 @@ def _execute(name: str, parameters: dict[str, str], slot: datetime | None, as_js
     raise SystemExit(0 if now.state == "succeeded" else 1)
 
 
-def _queue(
-    name: str,
-    parameters: dict[str, str],
-    slot: datetime | None,
-    note: str | None,
-    wait: bool,
-    as_json: bool,
-) -> None:
+HOW = {
+    "waits": "run {id} begins at {until} at the earliest",
+    "merged": "merged with run {id}, which begins at {until} at the earliest",
+    "dropped": "dropped: run {id} counts until {until}",
+    "known": "run {id} has this key already",
+}
+"""What became of a start that has queued no run."""
+
+
+def _queue(asked: dict[str, Any], wait: bool, as_json: bool) -> None:
+    """`asked`: the fields of StartRun."""
     from batch_system import console
     from batch_system.verbs.run_changes import StartRun
+    from batch_system.words import utc
 
     async def work(operations: Operations) -> tuple[Started, str | None]:
-        started = await operations(StartRun(name=name, parameters=parameters, slot=slot, note=note))
-        return started, await hints.hint_if_unserved(operations, name)
+        started = await operations(StartRun(**asked))
+        return started, await hints.hint_if_unserved(operations, asked["name"])
 
     started, hint = ask(work)
     if not as_json:
-        console.say(f"run {started.id} queued", flush=True)
+        begins_later = started.how == "created" and "debounce" in asked
+        said = HOW.get("waits" if begins_later else started.how, "run {id} queued")
+        until = utc(started.until) if started.until is not None else ""
+        console.say(said.format(id=started.id, until=until), flush=True)
     elif not wait:
         console.show_json(started)
     hints.warn(hint)

@@ -30,6 +30,7 @@ from batch_system.batch.ledger import (
     buckets,
     duties,
     gauges,
+    merges,
     missed_ranges,
     nodes,
     run_ids,
@@ -300,6 +301,8 @@ PLANS = {
     },
     "show": {"ix_batch_runs_task_created", "ix_batch_missed_task", "ix_batch_runs_parent"},
     "prune": {
+        "ix_batch_merged_at",
+        "ix_batch_merges_until",
         *(
             "ix_batch_runs_created",
             "ix_batch_runs_task_created",
@@ -862,6 +865,14 @@ async def _fill_requests(connection: AsyncConnection, now: datetime, number: int
         person = {"name": "ann", "role": "viewer", "created_at": now, "expires_at": later}
         sessions = [{"id": f"s{n}", "token": f"t{n}", **person} for n in rows]
         await connection.execute(access_tables.sessions.insert(), sessions)
+        windows = [
+            {"task": "over-1", "kind": "once_in", "key": f"{n}", "run": new_id(), "until": later}
+            for n in rows
+        ]
+        await connection.execute(merges.merges.insert(), windows)
+        await connection.execute(
+            merges.merged.insert(), [{"id": new_id(), "at": later} for _ in rows]
+        )
         made = {
             "kind": "token",
             "role": "viewer",

@@ -87,7 +87,7 @@ def test_a_backup_is_made_checked_listed_and_shown(
     assert made.code == 0 and made.json["kind"] == "sqlite" and Path(made.json["backup"]).is_file()
     name = made.json["name"]
     told = batch("backup", "verify")
-    assert (told.code, told.err) == (0, "") and f"{name}: 3 rows of 8 tables in " in told.out
+    assert (told.code, told.err) == (0, "") and f"{name}: 3 rows of 9 tables in " in told.out
     assert told.out.endswith("verified (checksums only)\n")
     (row,) = batch("backup", "list", "--json").json
     assert (row["name"], row["check"], row["where"], row["revision"]) == (

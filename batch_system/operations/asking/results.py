@@ -391,12 +391,7 @@ class Quarantined(Result):
 
 
 class Started(Result):
-    """A run that was queued.
-
-    `how`: `created`; `merged` with a run that waits already; `dropped` if another run counts in the
-    window; `known` if the task had a run with this key. `until`: when a debounced run begins, or
-    the window ends.
-    """
+    """A run that was queued, or the one that counts instead: see StartedRun."""
 
     id: str
     task: str
