@@ -24,6 +24,7 @@ from examples.dynamic_schedule import DynamicScheduleTask
 from examples.idempotent import IdempotentTask
 from examples.monitored import MonitoredTask
 from examples.month_end import MonthEnd
+from examples.order import SignUpTask, WelcomeMailTask
 from examples.robust import RobustTask
 from examples.start_other import GreetNewUsersTask, GreetUserTask
 from examples.sync import SyncTask
@@ -440,6 +441,20 @@ async def test_a_greeting_that_fails_does_not_affect_the_others(batch: Batch) ->
 @on_sqlite
 async def test_a_missing_user_is_named(batch: Batch) -> None:
     assert (await batch.run(GreetUserTask, user_id=99)).reason == "DomainError: there is no user 99"
+
+
+# order.py
+
+
+async def test_a_user_and_the_mail_to_them_come_together_or_not_at_all(batch: Batch) -> None:
+    run = await batch.run(SignUpTask, email="ada@example.com")
+    assert [mail.result for mail in batch.runs(WelcomeMailTask)] == ["welcome, ada@example.com"]
+    again = await batch.run(SignUpTask, email="ada@example.com")  # it is taken
+    assert (run.state, again.state) == ("succeeded", "failed")
+    assert len(batch.runs(WelcomeMailTask)) == 1
+    assert (
+        await batch.run(WelcomeMailTask, user_id=99)
+    ).reason == "DomainError: there is no user 99"
 
 
 # month_end.py

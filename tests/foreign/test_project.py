@@ -33,13 +33,14 @@ OWN = ("DATABASE_URL", "ALEMBIC_URL", "SHOP_SCHEMA", "PYTHONPATH", "VIRTUAL_ENV"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a new environment, which has the wheel of this clone, and what the project
-    needs beside it.
+    """The programs of a new environment, which has the wheels of this clone, and what the project
+    needs beside them.
     """
     folder = tmp_path_factory.mktemp("environment")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    [wheel] = folder.glob("*.whl")
+    for root in (ROOT, ROOT / "packaging/batch-system"):
+        subprocess.run(build, cwd=root, check=True, capture_output=True)
+    wheels = map(str, folder.glob("*.whl"))
     locked = (ROOT / "requirements-dev.lock").read_text()
     (folder / "versions.txt").write_text(
         "\n".join(re.findall(r"^\S+==[^\s\\]+(?: ;[^\\\n]+)?", locked, re.MULTILINE))
@@ -54,7 +55,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-c",
         str(folder / "versions.txt"),
     ]
-    subprocess.run([*pip, str(wheel), *NEEDED], check=True)
+    subprocess.run([*pip, *wheels, *NEEDED], check=True)
     return folder / "venv/bin"
 
 
