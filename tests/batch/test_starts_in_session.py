@@ -382,6 +382,30 @@ async def test_a_row_that_is_not_understood_stays_and_stops_no_other(
     assert "can't be read, and stays there: new: Extra inputs are not permitted" in caplog.text
 
 
+@pytest.mark.rest
+@pytest.mark.parametrize("place", ["a file beside PostgreSQL"], indirect=True)
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("run", "no JSON"),
+        ("run", "[1]"),
+        ("run", '{"task": "invoice", "params": ' + "[" * 5_000 + "]" * 5_000 + "}"),
+        ("run", '{"task": "invoice", "priority": 100000000000}'),
+        ("run", '{"task": "invoice", "parent": "no id"}'),
+        ("run", '{"task": "invoice", "slot": "2026-11-25T02:00:00"}'),
+        ("run", '{"task": "invoice", "merging": {"key": "a", "once_in": 1e300}}'),
+        ("run", '{"task": "invoice", "merging": {"key": "a", "debounce": 1}}'),
+        ("run", '{"task": "invoice", "exclusive": "' + "x" * 200 + '"}'),
+        ("id", "no id"),
+    ],
+)
+async def test_a_hostile_row_stops_no_other(place: Place, column: str, value: str) -> None:
+    await order(place, 1)
+    await stored(place, f"UPDATE batch_starts SET {column} = :value", value=value)
+    run = await order(place, 2)
+    assert [row["id"] for row in await handed_over(place)] == [run]
+
+
 @pytest.mark.parametrize("place", ["two files", "two PostgreSQL databases"], indirect=True)
 async def test_a_key_starts_one_run(place: Place) -> None:
     runs = [await order(place, n, key="order 1") for n in range(3)]

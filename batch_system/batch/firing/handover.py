@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import BigInteger, Row, TextClause, delete
+from sqlalchemy import BigInteger, Column, Row, Text, delete
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import database_time, json_rows, merges, runs
 from batch_system.batch.ledger import tasks as known_tasks
@@ -27,6 +28,7 @@ from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.queue import enqueue
 from batch_system.batch.queue.start_rows import StoredStart
 from batch_system.concurrency.background import Background
+from batch_system.concurrency.offload import offload
 from batch_system.database import sql
 from batch_system.database.companions import starts
 from batch_system.database.engine import Database
@@ -45,17 +47,22 @@ MOST_UNREADABLE = 1_000
 _SIZES = {"sqlite": "length(CAST(run AS BLOB))", "postgresql": "octet_length(CAST(run AS text))"}
 
 
-def _page(kind: str, condition: str) -> TextClause:
-    """The next rows after :after, as far as those before them have less than PAGE_BYTES."""
+def _page(kind: str, condition: str) -> TextualSelect:
+    """The next rows after :after, as far as those before them have less than PAGE_BYTES. `run` is a
+    text, which need not be JSON in a file of SQLite.
+    """
     columns = "number, id, at, follow_up, run"
-    return sql.statement(
+    statement = sql.statement(
         f"SELECT {columns} FROM (SELECT s.*, sum(s.size) OVER (ORDER BY s.number) - s.size AS "
-        f"others FROM (SELECT {columns}, {_SIZES[kind]} AS size FROM batch_starts "
-        f"WHERE {condition} ORDER BY number LIMIT {PAGE_ROWS}) AS s) AS p "
+        f"others FROM (SELECT number, id, at, follow_up, CAST(run AS text) AS run, "
+        f"{_SIZES[kind]} AS size FROM batch_starts WHERE {condition} ORDER BY number "
+        f"LIMIT {PAGE_ROWS}) AS s) AS p "
         f"WHERE p.others < {PAGE_BYTES} ORDER BY number",
         after=BigInteger(),
         **({"group": starts.c.follow_up} if ":group" in condition else {}),
     )
+    text = Column("run", Text)
+    return statement.columns(starts.c.number, starts.c.id, starts.c.at, starts.c.follow_up, text)
 
 
 PAGES = {kind: _page(kind, "number > :after") for kind in _SIZES}
@@ -156,7 +163,7 @@ async def hand_over(
     rows = await _read(application, PAGES, after=after)
     if not rows:
         return None
-    alone = _readable([row for row in rows if row.follow_up is None], told)
+    alone = await offload(_readable, [row for row in rows if row.follow_up is None], told)
     plain = [(row, start) for row, start in alone if start.merging is None]
     if plain:
         async with ledger.engine.begin() as connection:
@@ -166,12 +173,12 @@ async def hand_over(
             await runs.insert_new(
                 connection, sorted(new, key=lambda run: (run.task, run.key or ""))
             )
-        await _delete(application, [row for row, _ in plain])
+        await _delete(application, [row.number for row, _ in plain])
     merging = [(row, start) for row, start in alone if start.merging is not None]
     for row, start in merging:
         await _merge(ledger, row, start, keep)
     if merging:
-        await _delete(application, [row for row, _ in merging])
+        await _delete(application, [row.number for row, _ in merging])
     for group in dict.fromkeys(row.follow_up for row in rows if row.follow_up is not None):
         await _hand_over_group(application, ledger, keep, told, group)
     return int(rows[-1].number)
@@ -190,7 +197,7 @@ async def _merge(ledger: Database, row: Row[Any], start: StoredStart, keep: time
             await runs.insert_new(connection, new)
             return
         assert start.merging is not None
-        await enqueue.merge(connection, new[0], start.merging, now)
+        await enqueue.merge(connection, new[0], start.merging.merging(), now)
 
 
 async def _hand_over_group(
@@ -201,14 +208,12 @@ async def _hand_over_group(
     Nothing is inserted if the follow-up is there already, or another run with its key. If a row is
     unreadable, the whole group stays.
     """
-    done: list[Row[Any]] = []
+    done: list[int] = []
     is_new = True
     async with ledger.engine.begin() as connection:
         now = await database_time.now_of(connection)
-        while rows := await _read(
-            application, GROUPS, group=group, after=done[-1].number if done else 0
-        ):
-            readable = _readable(rows, told)
+        while rows := await _read(application, GROUPS, group=group, after=done[-1] if done else 0):
+            readable = await offload(_readable, rows, told)
             if len(readable) < len(rows):
                 await connection.rollback()
                 return
@@ -218,7 +223,7 @@ async def _hand_over_group(
                 new = new[1:]
             if is_new:
                 await runs.insert_new(connection, new)
-            done += rows
+            done += [row.number for row in rows]
     await _delete(application, done)
 
 
@@ -227,7 +232,7 @@ def _readable(rows: Sequence[Row[Any]], told: set[str]) -> list[tuple[Row[Any], 
     found = []
     for row in rows:
         try:
-            found.append((row, StoredStart.model_validate(row.run)))
+            found.append((row, StoredStart.of(row)))
         except ValidationError as error:
             if row.id not in told and len(told) < MOST_UNREADABLE:
                 told.add(row.id)
@@ -248,11 +253,7 @@ async def _new_runs(
     """The runs of these starts. If nobody has loaded its task, a run is cancelled. Those that are
     too old are left out.
     """
-    new = [
-        start.new_run(row.id, row.at, now, row.follow_up)
-        for row, start in asked
-        if row.at > now - keep
-    ]
+    new = [start.new_run(row.at, now) for row, start in asked if row.at > now - keep]
     if len(new) < len(asked):
         dropped = Counter(start.task for row, start in asked if row.at <= now - keep)
         logger.warning(
@@ -267,20 +268,16 @@ async def _new_runs(
 
 
 async def _read(
-    application: Database, pages: Mapping[str, TextClause], **values: Any
+    application: Database, pages: Mapping[str, TextualSelect], **values: Any
 ) -> Sequence[Row[Any]]:
-    statement = pages[application.kind].columns(
-        starts.c.number, starts.c.id, starts.c.at, starts.c.follow_up, starts.c.run
-    )
     try:
         async with application.reader.connect() as connection:
-            return (await connection.execute(statement, values)).all()
+            return (await connection.execute(pages[application.kind], values)).all()
     except (DBAPIError, OSError) as error:
         raise _away(application, error) from error
 
 
-async def _delete(application: Database, rows: Iterable[Row[Any]]) -> None:
-    numbers = [row.number for row in rows]
+async def _delete(application: Database, numbers: Sequence[int]) -> None:
     is_done = json_rows.is_among(starts.c.number, numbers, application.kind)
     try:
         async with application.engine.begin() as connection:

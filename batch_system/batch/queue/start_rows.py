@@ -4,22 +4,54 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from sqlalchemy import Row
 
 from batch_system.batch.ledger.json_rows import storable
 from batch_system.batch.ledger.runs import NewRun
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.waits import Gate
 from batch_system.batch.queue.requests import LONGEST_KEY, Merging
+from batch_system.batch.tasks.declaration import LONGEST
+
+ID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+Seconds = Annotated[float, Field(gt=0, le=LONGEST.total_seconds())]
 
 
-class StoredStart(BaseModel):
-    """What the column `run` has. A name that is not known here was written by a newer version."""
+class StoredMerging(BaseModel):
+    """How a start is merged: see Merging."""
 
     model_config = ConfigDict(extra="forbid")
 
+    key: str = Field(max_length=LONGEST_KEY)
+    debounce: Seconds | None = None
+    at_most: Seconds | None = None
+    once_in: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        kinds = [(self.debounce, self.at_most), (self.once_in, self.once_in)]
+        if sum(None not in kind for kind in kinds) != 1:
+            raise ValueError("allowed: debounce and at_most, or once_in")
+        return self
+
+    def merging(self) -> Merging:
+        return Merging(self.key, self.debounce, self.at_most, self.once_in)
+
+
+class StoredStart(BaseModel):
+    """A row. What its column `run` has that is not known here was written by a newer version.
+
+    It is as hostile as the application's database: nothing in it may make a statement of the ledger
+    fail, which hands over other starts too.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(pattern=ID)
+    follow_up: str | None = Field(default=None, pattern=ID)
     task: str = Field(max_length=100)
     params: dict[str, Any] | None = None
     slot: AwareDatetime | None = None
@@ -27,14 +59,20 @@ class StoredStart(BaseModel):
     due_at: AwareDatetime | None = None
     """Before this instant the run does not begin."""
     gate: Gate | None = None
-    exclusive: str | None = None
-    priority: int = 0
+    exclusive: str | None = Field(default=None, max_length=120)
+    priority: int = Field(default=0, ge=-1000, le=1000)
     requested_by: str | None = None
-    parent: str | None = None
-    traceparent: str | None = None
-    merging: Merging | None = None
+    parent: str | None = Field(default=None, pattern=ID)
+    traceparent: str | None = Field(default=None, max_length=55)
+    merging: StoredMerging | None = None
 
-    def new_run(self, id: str, at: datetime, now: datetime, follow_up: str | None) -> NewRun:
+    @classmethod
+    def of(cls, row: Row[Any]) -> Self:
+        """Read a row whose `run` is a text. Raises ValidationError."""
+        run = _JSON.validate_json(row.run)
+        return cls.model_validate({**run, "id": row.id, "follow_up": row.follow_up})
+
+    def new_run(self, at: datetime, now: datetime) -> NewRun:
         """The run of a start that was requested at `at`. `now`: the time of the ledger."""
         new = NewRun.queued(
             self.task,
@@ -47,15 +85,16 @@ class StoredStart(BaseModel):
             key=self.key,
             parent=self.parent,
         )
-        new.id, new.traceparent = id, self.traceparent
-        if follow_up != id:
-            new.awaited_by = follow_up
+        new.id, new.traceparent = self.id, self.traceparent
+        if self.follow_up != self.id:
+            new.awaited_by = self.follow_up
         if self.due_at is not None:
             new.wait(self.due_at, self.gate)
         return new
 
 
-FIELDS = tuple(StoredStart.model_fields.keys() - {"due_at", "merging"})
+_JSON = TypeAdapter(dict[str, Any])
+FIELDS = tuple(StoredStart.model_fields.keys() - {"id", "follow_up", "due_at", "merging"})
 
 
 def stored(
