@@ -48,6 +48,10 @@ def test_calendars_are_listed_with_the_tasks_that_use_them(batch: Batch, tmp_pat
         "dates": 2,
         "first": "2026-12-24",
         "last": "2026-12-31",
+        "next": [
+            {"date": "2026-12-24", "name": "Christmas Eve"},
+            {"date": "2026-12-31", "name": ""},
+        ],
         "weekend": ["FRI", "SAT"],
         "tasks": ["report"],
         "error": None,
