@@ -20,7 +20,14 @@ from batch_system.pages.night.night import BLOCKS, show_night
 from batch_system.pages.runs import bulks, run_actions, run_parts, runs, runs_file
 from batch_system.pages.runs.saved_views import save_view
 from batch_system.pages.search import search
-from batch_system.pages.tasks import backfills, maintenance, start_form, task, tasks
+from batch_system.pages.tasks import (
+    backfills,
+    calendars,
+    maintenance,
+    start_form,
+    task,
+    tasks,
+)
 from batch_system.web.problems import Refused
 
 FOR_EVER = "public, max-age=31536000, immutable"
@@ -53,6 +60,8 @@ routes = [
     *asked("/tasks/{task}/resume", tasks.ask_to_resume, tasks.resume),
     *asked("/tasks/{task}/mute", tasks.ask_to_mute, tasks.mute),
     action("/tasks/{task}/unmute", tasks.unmute),
+    page("/calendars", calendars.show_calendars),
+    page("/calendars/{name}", calendars.show_calendar),
     page("/maintenance", maintenance.show_maintenance),
     *asked("/maintenance/pause", maintenance.ask_to_pause, maintenance.pause),
     *asked("/maintenance/mute", maintenance.ask_to_mute, maintenance.mute),

@@ -87,6 +87,7 @@ def batch(
     from batch_system.batch.tasks.registry import TaskRegistry
     from batch_system.settings.reading import forget_settings
     from batch_system.testing import real_databases
+    from batch_system.testing.calendars import Calendars
     from batch_system.testing.kit import START, Batch
 
     real = real_databases.urls()
@@ -101,7 +102,8 @@ def batch(
         TaskRegistry.restored(),
         real_databases.refused(real, (application, ledger)),
     ):
-        yield Batch(request.config.rootpath)
+        root = request.config.rootpath
+        yield Batch(root, Calendars(root, tmp_path / "calendars-of-test", monkeypatch.setenv))
     forget_settings()
 
 

@@ -21,6 +21,7 @@ from batch_system.operations.asking.results import Quarantined
 from batch_system.operations.runs import quarantine
 from batch_system.settings.reading import get_settings
 from batch_system.settings.urls import async_url
+from batch_system.testing.calendars import Calendars, Dates
 from batch_system.testing.driven import DrivenService
 from batch_system.testing.instances import Failures, Given, MadeUpstreams
 from batch_system.testing.recorder import Recorder
@@ -51,10 +52,11 @@ class Batch:
           raises TimeoutError.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, calendars: Calendars) -> None:
         """`root`: the folder to which TASKS_DIR is relative, if it is not found from the current
         folder.
         """
+        self._calendars = calendars
         self.patience = PATIENCE
         self._failures = Failures()
         self._recorder = Recorder()
@@ -102,6 +104,16 @@ class Batch:
         """
         for task in tasks:
             TaskRegistry.of(task)
+
+    def calendar(self, name: str, dates: Dates, weekend: Sequence[str] | None = None) -> None:
+        """Let `Calendar(name)` have these dates in this test, instead of those of its file.
+
+        `dates`: dates such as "2026-12-24", or a mapping of dates to names. `weekend`: days such as
+        "SAT". Given again, it is a change of schedule of its tasks. Raises InvalidTask.
+        """
+        self._calendars.give(name, dates, weekend)
+        if self._broken:  # the calendar may be what a file lacked
+            self._load()
 
     def only(self, *tasks: TaskOrName) -> None:
         """Fire only the slots of these tasks. Other tasks can still be run with `run`."""

@@ -49,6 +49,7 @@ PAGES: dict[str, Role] = {
     "/backups": "viewer",
     "/nodes": "viewer",
     "/changes": "viewer",
+    "/calendars": "viewer",
     "/maintenance": "viewer",
     "/maintenance/pause": "operator",
     "/you": "viewer",

@@ -37,7 +37,7 @@ from batch_system.pages.night import left_slots, outage_backfills
 from batch_system.pages.night.night import show_night
 from batch_system.pages.runs import bulks, run_actions, runs
 from batch_system.pages.search import search
-from batch_system.pages.tasks import backfills, maintenance, start_form, task, tasks
+from batch_system.pages.tasks import backfills, calendars, maintenance, start_form, task, tasks
 from batch_system.verbs.incidents import ListIncidents
 from tests.pages.outline import outline
 
@@ -158,6 +158,7 @@ async def compare(name: str, html: str) -> None:
         ("backups", backups.show_backups, "/backups", {}),
         ("nodes", system.show_nodes, "/nodes", {}),
         ("changes", changes.show_changes, "/changes", {}),
+        ("calendars", calendars.show_calendars, "/calendars", {}),
         ("maintenance", maintenance.show_maintenance, "/maintenance", {}),
         ("maintenance-pause", maintenance.ask_to_pause, "/maintenance/pause", {}),
         ("search", search.show_search, "/search?q=invoice", {}),

@@ -17,6 +17,7 @@ PAGE = ROOT / "docs/testing.md"
 COOKBOOK = ROOT / "docs/cookbook.md"
 CRASH = ("tasks/import_users.py", "tests/test_import_users.py")
 HTTP = ("tasks/rates.py", "tests/test_rates.py")
+CALENDAR = "tests/test_closing.py"
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,17 @@ def test_the_fake_http_server_of_the_page_answers_its_task(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(pytester, monkeypatch, *HTTP)
+    done = pytester.runpytest_subprocess(
+        "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"
+    )
+    done.assert_outcomes(passed=1)
+
+
+@pytest.mark.rest
+def test_the_calendar_of_the_page_is_left_out(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(pytester, monkeypatch, CALENDAR)
     done = pytester.runpytest_subprocess(
         "-W", "error", "-o", "asyncio_default_fixture_loop_scope=function"
     )

@@ -38,7 +38,11 @@ WITH_REASON = (
     RunState.SKIPPED,
 )
 """The states that have a reason which people look for."""
-OTHER_PAGES = (("Maintenance", "/maintenance"), ("You, tokens and sessions", "/you"))
+OTHER_PAGES = (
+    ("Calendars", "/calendars"),
+    ("Maintenance", "/maintenance"),
+    ("You, tokens and sessions", "/you"),
+)
 ICONS = {
     "retry": "rotate-cw",
     "acknowledge": "check",

@@ -19,7 +19,7 @@ from batch_system.errors import UnknownTask
 from batch_system.operations.night import forecast
 from batch_system.operations.night.results import SlotForecast
 from batch_system.operations.people.redacting import hidden_tasks
-from batch_system.operations.tasks import history, listing
+from batch_system.operations.tasks import history, listing, named_calendars
 from batch_system.operations.tasks.details import default_policies
 from batch_system.operations.tasks.history import TaskHistory
 from batch_system.operations.tasks.results import TaskDetails, memory_in_words
@@ -81,6 +81,7 @@ async def show_task(request: Request, viewer: Viewer) -> str:
         after=list(task.chain.after)[:STEPS],
         zones=_zones(viewer, found),
         kinds=INCIDENTS,
+        calendars=named_calendars.names_of(viewer.operations.context, task.name),
     )
 
 
