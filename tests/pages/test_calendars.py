@@ -63,7 +63,7 @@ async def test_a_calendar_that_is_not_there_is_named(days: dict[str, str], peopl
 
 
 @pytest.mark.rest
-async def test_the_pages_of_a_task_and_of_night_say_what_is_left_out(
+async def test_the_page_of_a_task_says_what_is_left_out(
     days: dict[str, str], people: People
 ) -> None:
     _, next_, last = days
