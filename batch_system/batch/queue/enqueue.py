@@ -65,16 +65,14 @@ async def enqueue(
     key: str | None = None,
     parent: str | None = None,
     at: datetime | None = None,
-    merging: Merging | None = None,
-) -> StartedRun:
+) -> str:
     """Queue a run for a person, in the caller's transaction, and return its id. Raises UnknownTask.
 
     `params` are checked already. `by`: who asks for the run. `parent`: the id of the run that it is
-    based on. `at`: the instant (aware) before which it does not begin. `merging`: how it is merged
-    with other starts; it has no `key` then.
+    based on. `at`: the instant (aware) before which it does not begin.
     """
-    starts = Starts((StartRequest(task, params, key, slot, at=at, merging=merging),))
-    return await write(connection, starts, by, parent)
+    starts = Starts((StartRequest(task, params, key, slot, at=at),))
+    return str(await write(connection, starts, by, parent))
 
 
 async def write(

@@ -17,7 +17,14 @@ from batch_system.batch.ledger.states import FINAL, RunState
 from batch_system.batch.queue import cancel as cancelling
 from batch_system.batch.queue import enqueue
 from batch_system.batch.queue import retry as retrying
-from batch_system.batch.queue.requests import INSTANT, LONGEST_KEY, is_instant, merging_of
+from batch_system.batch.queue.requests import (
+    INSTANT,
+    LONGEST_KEY,
+    StartRequest,
+    Starts,
+    is_instant,
+    merging_of,
+)
 from batch_system.batch.retention.pruning import Pruner
 from batch_system.errors import InvalidParameters, WrongState
 from batch_system.escaping import brief, echoed
@@ -57,16 +64,10 @@ async def start(
     async with context.databases.changing() as connection:
         startable = await startable_task(connection, context, task)
         values = startable.checked(params)
-        run = await enqueue.enqueue(
-            connection,
-            startable,
-            values,
-            slot,
-            context.actor.name,
-            key if merges is None else None,
-            at=at,
-            merging=merges,
+        request = StartRequest(
+            startable, values, key if merges is None else None, slot, at, merging=merges
         )
+        run = await enqueue.write(connection, Starts((request,)), context.actor.name)
         after = {
             "params": context.redaction.masked(values),
             "slot": slot.isoformat() if slot else None,
@@ -80,7 +81,7 @@ async def start(
             "run.start",
             now,
             task=task,
-            run=run,
+            run=str(run),
             after=after,
             note=note,
         )
