@@ -5,7 +5,7 @@ wrong.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.chunks import quarantine
 from batch_system.batch.incidents import problem as one_error
-from batch_system.batch.incidents.watched import WatchedTask
+from batch_system.batch.incidents.watched import NOBODY, Answering
 from batch_system.batch.ledger import chains, json_rows
 from batch_system.batch.ledger.incidents import incidents
 from batch_system.batch.ledger.incidents.tables import fingerprints
@@ -54,13 +54,14 @@ class InNeed(NamedTuple):
 
     `groups`: the failed runs that are open, by task and error; `by_key`: their incidents. `others`:
     open incidents besides these and alarms that nobody has acknowledged. `quarantined`: how many
-    items wait in quarantine, by task.
+    items wait in quarantine, by task. `kinds`: of all open incidents besides those of runs.
     """
 
     groups: Sequence[open_failures.Group]
     by_key: open_failures.ByKey
     others: Sequence[Row[Any]]
     quarantined: Counter[str]
+    kinds: Set[str]
 
     @property
     def tasks(self) -> set[str]:
@@ -71,17 +72,18 @@ class InNeed(NamedTuple):
 
 async def in_need(connection: AsyncConnection, quarantined: Counter[str]) -> InNeed:
     """What needs a person, without details."""
-    by_key = await open_failures.incidents_by_key(connection)
+    opened = await incidents.are_open(connection, (*OF_RUNS, *_KINDS))
+    by_key = open_failures.by_key(opened)
     groups = await open_failures.groups(connection, by_key)
-    opened = await incidents.are_open(connection, _KINDS)
-    others = [row for row in opened if row.acknowledged_at is None]
-    return InNeed(groups, by_key, others, quarantined)
+    rest = [row for row in opened if row.kind not in OF_RUNS]
+    others = [row for row in rest if row.acknowledged_at is None]
+    return InNeed(groups, by_key, others, quarantined, frozenset(row.kind for row in rest))
 
 
 async def of_runs(
     connection: AsyncConnection,
     found: InNeed,
-    watched: Mapping[str, WatchedTask],
+    answering: Mapping[str, Answering],
     hidden: frozenset[str],
 ) -> list[Need]:
     """The failed runs that are open, by task and error: those that still fail come first, then
@@ -89,7 +91,9 @@ async def of_runs(
     """
     groups, by_key = found.groups, found.by_key
     seen = await _first_seen(connection, groups)
-    needs = [_need(group, by_key, seen, watched.get(group.task), hidden) for group in groups]
+    needs = [
+        _need(group, by_key, seen, answering.get(group.task, NOBODY), hidden) for group in groups
+    ]
     tasks_by_error: dict[str, list[str]] = defaultdict(list)
     for group in groups:
         tasks_by_error[group.fingerprint].append(group.task)
@@ -167,7 +171,7 @@ def _need(
     group: open_failures.Group,
     by_key: Mapping[tuple[str, str], Row[Any]],
     seen: Mapping[tuple[str, str], datetime],
-    task: WatchedTask | None,
+    task: Answering,
     hidden: frozenset[str],
 ) -> Need:
     incident = by_key.get((group.task, group.fingerprint))
@@ -186,8 +190,8 @@ def _need(
         ),
         last_failed=group.last,
         first_seen=seen.get((group.task, group.fingerprint)),
-        owner=task.owner if task is not None else None,
-        runbook=task.runbook if task is not None else None,
+        owner=task.owner,
+        runbook=task.runbook,
         error="" if group.task in hidden or incident is None else incident.text,
         newest_run=incident.newest_run if incident is not None else None,
     )
@@ -210,14 +214,14 @@ def _task_of(incident: Row[Any]) -> str | None:
     return task
 
 
-def others(found: InNeed, watched: Mapping[str, WatchedTask]) -> list[Need]:
+def others(found: InNeed, answering: Mapping[str, Answering]) -> list[Need]:
     """What needs a person without a failed run: silent tasks, missed deadlines, unusable files,
     unserved pools.
     """
-    return [_other(row, watched.get(row.task)) for row in found.others]
+    return [_other(row, answering.get(row.task, NOBODY)) for row in found.others]
 
 
-def _other(row: Row[Any], task: WatchedTask | None) -> Need:
+def _other(row: Row[Any], task: Answering) -> Need:
     return Need(
         kind=row.kind,
         incident=row.id,
@@ -226,8 +230,8 @@ def _other(row: Row[Any], task: WatchedTask | None) -> Need:
         open=row._mapping["count"],
         failing_since=row.opened_at,
         last_failed=row.last_at,
-        owner=task.owner if task is not None else None,
-        runbook=task.runbook if task is not None else None,
+        owner=task.owner,
+        runbook=task.runbook,
         error=row.text,
         acknowledged_by=row.acknowledged_by,
     )
@@ -248,19 +252,19 @@ async def quarantined_items(context: Context) -> Counter[str] | None:
         return None
 
 
-def of_quarantine(waiting: Counter[str], watched: Mapping[str, WatchedTask]) -> list[Need]:
+def of_quarantine(waiting: Counter[str], answering: Mapping[str, Answering]) -> list[Need]:
     """Items in quarantine that wait for a redrive, by task."""
     needs = []
     for name, number in sorted(waiting.items()):
-        task = watched.get(name)
+        task = answering.get(name, NOBODY)
         needs.append(
             Need(
                 kind="quarantine",
                 incident=None,
                 task=name,
                 open=number,
-                owner=task.owner if task is not None else None,
-                runbook=task.runbook if task is not None else None,
+                owner=task.owner,
+                runbook=task.runbook,
                 error=f"{number:,} item waits in quarantine"
                 if number == 1
                 else f"{number:,} items wait in quarantine",
