@@ -107,15 +107,18 @@ class Axis:
         hours = (self.end - self.begin) / timedelta(hours=1)
         step = next((each for each in STEPS if hours / each <= MOST_TICKS), 24)
         days = max(1, round(hours / 24 / MOST_TICKS))
-        found: list[Tick] = []
+        found: list[datetime] = []
         at = self.begin.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
         while at < self.end:
             local = at.astimezone(self.zone)
             on_step = local.hour % step == 0 and (step < 24 or local.toordinal() % days == 0)
             if at >= self.begin and local.minute == 0 and on_step:
-                found.append(self.tick(at, len(found)))
+                found.append(at)
             at += QUARTER  # zones may be 45 minutes beside whole hours
-        return [tick for tick in found if tick.x < LAST_TICK]
+        # A day is never left out on a phone, so its neighbours are.
+        first = next((n for n, at in enumerate(found) if at.astimezone(self.zone).hour == 0), 0)
+        ticks = [self.tick(at, number - first) for number, at in enumerate(found)]
+        return [tick for tick in ticks if tick.x < LAST_TICK]
 
 
 def minute_ticks(axis: Axis, minutes: int) -> list[Tick]:
