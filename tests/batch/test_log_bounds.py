@@ -180,6 +180,10 @@ async def test_a_log_of_many_bytes_is_stored_in_small_blocks_and_read_whole(
     ] == lines
     async with ledger.reader.connect() as connection:
         assert await run_logs.tail(connection, run, 20) == lines[-20:]
+        both = await run_logs.tails(connection, [run, new_id()], 20)
+        assert both == {run: lines[-20:]}
+        whole = await run_logs.tails(connection, [run], len(lines))
+        assert whole == {run: lines}, "the last block has too few lines"
 
 
 def test_a_block_that_would_fill_the_memory_is_refused_and_named() -> None:

@@ -24,7 +24,7 @@ from batch_system.batch.chunks.keyset_pages import Pages
 from batch_system.batch.firing import firing, pauses
 from batch_system.batch.incidents import durations, noticing, promises, telling
 from batch_system.batch.incidents.checks import Checks
-from batch_system.batch.incidents.watched import Thresholds, WatchedTask, watched_tasks
+from batch_system.batch.incidents.watched import Thresholds, WatchedTask, answering, watched_tasks
 from batch_system.batch.ledger import (
     attempts,
     buckets,
@@ -586,7 +586,8 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
         with plans.of("night"):
             await night_late.late_runs(connection, [], now + later)
             in_need = await night_needs.in_need(connection, Counter())
-            await night_needs.of_runs(connection, in_need, seen, frozenset())
+            owners = await answering(connection, in_need.tasks)
+            await night_needs.of_runs(connection, in_need, owners, frozenset())
             await previews.begun(connection, "retry", now, 10)
             await night_needs.dealt_with(connection, now - later, now, frozenset())
             not_run = {"watched": Counter(missed=1, skipped=1)}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, BrowserContext, Page, Request, Route, expect
+from playwright.async_api import Browser, BrowserContext, Locator, Page, Request, Route, expect
 
 from batch_system.testing.postgres import PostgresServer
 from tests.kinds import KINDS
@@ -538,26 +538,33 @@ async def test_an_item_in_quarantine_is_redriven(site: Site, page: Page) -> None
     await expect(page.locator("#p-head")).to_contain_text("Succeeded")
 
 
+async def incident_of(site: Site, task: str) -> str:
+    """The address of the open incident of a task, once there is one."""
+
+    async def opened() -> list[str]:
+        async with site.ask() as client:
+            answer = await client.get("/incidents", params={"task": task, "kind": "failed"})
+        return [each["id"] for each in answer.json()["incidents"]]
+
+    await until(opened)
+    [incident] = await opened()
+    return f"/incidents/{incident}"
+
+
 async def addresses(site: Site) -> dict[str, str]:
     """An address of each page and of each page that asks first, by its name."""
     await fail(site, 2)
     run = await site.start("orders")
     await site.ended(run)
 
-    async def opened() -> list[str]:
-        async with site.ask() as client:
-            answer = await client.get("/incidents", params={"task": "orders", "kind": "failed"})
-        return [each["id"] for each in answer.json()["incidents"]]
-
-    await until(opened)
-    [incident] = await opened()
+    incident = await incident_of(site, "orders")
     return {
         **{path: path for path in ADDRESSES},
         "run": f"/runs/{run}",
-        "incident": f"/incidents/{incident}",
+        "incident": incident,
         "retry": f"/runs/{run}/retry",
-        "retry of an incident": f"/incidents/{incident}/retry",
-        "acknowledge": f"/incidents/{incident}/acknowledge",
+        "retry of an incident": f"{incident}/retry",
+        "acknowledge": f"{incident}/acknowledge",
     }
 
 
@@ -578,6 +585,72 @@ async def test_axe_finds_nothing_on_any_page(
     assert found == []
 
 
+class Clicks:
+    """Counts the clicks of a person."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    async def on(self, place: Locator) -> None:
+        """Click there."""
+        await place.click()
+        self.number += 1
+
+
+@pytest.mark.rest
+async def test_few_clicks_lead_to_what_is_asked_most_at_night(site: Site, page: Page) -> None:
+    """Why it failed and a retry: 2; a pause for a week with a reason: 3; all failed runs: 1; who
+    changed what: 1.
+    """
+    room = f"{site.url}{(await addresses(site))['incident']}"
+    (site.folder / "good").touch()
+    await page.goto(room)  # the link of a message
+    await expect(page.locator("h1")).to_contain_text("orders has been failing")
+    retry = Clicks()
+    await retry.on(page.get_by_role("link", name="Retry"))
+    await retry.on(page.get_by_role("button", name="Retry"))
+    await page.wait_for_url(re.compile(r"/runs/"))
+    assert retry.number == 2
+    await expect(page.locator("#p-head")).to_contain_text("Succeeded")
+
+    await page.goto(f"{site.url}/tasks/daily")
+    pause = Clicks()
+    await pause.on(page.get_by_role("link", name="Pause"))
+    await page.get_by_label("Why").fill("The disk is being swapped.")
+    await pause.on(page.get_by_text("For a week"))
+    await pause.on(page.get_by_role("button", name="Pause the task"))
+    assert pause.number == 3
+    await expect(page.get_by_text("Resume").first).to_be_visible()
+
+    await page.goto(room)
+    await Clicks().on(page.get_by_role("link", name="so far"))
+    await expect(page.locator("#runs, table").first).to_contain_text("orders")
+    await Clicks().on(page.get_by_role("link", name="Changes", exact=True))
+    await expect(page.locator("main")).to_contain_text("The disk is being swapped.")
+    async with site.ask() as client:
+        await client.post("/tasks/daily/resume")
+
+
+@pytest.mark.rest
+async def test_the_list_and_the_room_of_incidents_are_used_by_keys_alone(
+    site: Site, page: Page
+) -> None:
+    room = (await addresses(site))["incident"]
+    await page.goto(site.url)
+    await page.keyboard.press("g")
+    await page.keyboard.press("i")
+    await page.wait_for_url(f"{site.url}/incidents")
+    await page.locator(f"a[href='{room}']").focus()
+    await page.keyboard.press("Enter")
+    await page.wait_for_url(f"{site.url}{room}")
+    reached: list[str] = []
+    for _ in range(60):
+        await page.keyboard.press("Tab")
+        reached.append(await page.evaluate("document.activeElement.textContent.trim()"))
+    for words in ("Read the end of the log", "Acknowledge…"):
+        assert any(words in each for each in reached), (words, reached)
+
+
 LAYOUT = (Path(__file__).parent / "layout.js").read_text()
 
 
@@ -591,9 +664,11 @@ async def test_nothing_leaves_its_card_or_lies_over_anything_else_at_any_width(
     name = f"wide_{'w' * 92}"
     run = await site.start(name)
     await site.ended(run)
-    await fail(site, 1)
+    incident = await incident_of(site, name)
     paths = (
         "/",
+        "/incidents",
+        incident,
         "/tasks",
         f"/tasks/{name}",
         "/runs",

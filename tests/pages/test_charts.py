@@ -140,7 +140,7 @@ def test_each_cell_of_a_dense_lane_that_is_not_all_good_has_a_mark() -> None:
         html = template("charts.html").cell(cell)
         assert "<title>" in html and f'href="#mark-{mark}"' in html, name
     assert "mark-" not in template("charts.html").cell(
-        SimpleNamespace(**{**vars(cell), "css": "cell-succeeded"})
+        SimpleNamespace(**{**cell._asdict(), "css": "cell-succeeded"})
     )
 
 

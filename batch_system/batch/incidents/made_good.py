@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -85,6 +85,27 @@ async def open_failures(connection: AsyncConnection, task: str) -> Sequence[Row[
         .limit(MOST)
     )
     return (await connection.execute(query)).all()
+
+
+async def newest_failures(
+    connection: AsyncConnection, errors: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Row[Any]]:
+    """The open failure of each of these errors that has ended last, with its `reason`. `errors`:
+    tasks and fingerprints.
+    """
+    asked = [{"task": task, "fingerprint": fingerprint} for task, fingerprint in errors]
+    if not asked:
+        return {}
+    kind = connection.dialect.name
+    columns = [runs.c.task, runs.c.fingerprint]
+    is_open = " AND ".join(f"r.{part}" for part in OPEN_FAILURE_SQL.split(" AND "))
+    query = text(
+        f"SELECT n.task, n.fingerprint, n.id, n.reason FROM {json_rows.source(columns, kind)} "
+        "CROSS JOIN batch_runs n WHERE n.id = (SELECT r.id FROM batch_runs r WHERE r.task = v.task "
+        f"AND r.fingerprint = v.fingerprint AND {is_open} ORDER BY r.finished_at DESC LIMIT 1)"
+    ).columns(*columns, runs.c.id, runs.c.reason)
+    rows = await connection.execute(query, {"rows": json_rows.encode(asked, kind)})
+    return {(row.task, row.fingerprint): row for row in rows}
 
 
 async def successes_since(

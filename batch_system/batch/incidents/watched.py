@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import ColumnElement, Select, Text, cast, select
@@ -21,7 +21,7 @@ from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.maintenance import MaintenanceWindow, open_windows
 from batch_system.batch.ledger.states import MaintenanceKind
 from batch_system.batch.ledger.tables import schedules, tasks
-from batch_system.batch.ledger.tasks import SECRET_TAG, tags_of
+from batch_system.batch.ledger.tasks import SECRET_TAG, read_tags
 from batch_system.database.engine import in_pages, whole_tables
 from batch_system.errors import InvalidSchedule
 
@@ -80,7 +80,7 @@ class WatchedTask:
         """`row`: of batch_tasks, with the `timezone` of its open schedule, and its `monitoring` and
         `tags` as text. `mutes`: all that last or are planned.
         """
-        tags = tags_of(row.tags)
+        tags = read_tags(row.tags)
         return cls(
             name=sys.intern(row.name),  # the same string as the name of the loaded class, if any
             paused_at=row.paused_at,
@@ -164,9 +164,37 @@ async def watched_tasks(
         )
 
 
-async def tasks_with_a_deadline(connection: AsyncConnection) -> WatchedTasks:
-    """The tasks of the ledger that have declared a deadline, by name."""
-    return await _few(connection, tasks.c.monitoring["deadline"].as_string().is_not(None))
+async def tasks_with_a_deadline(connection: AsyncConnection, *others: str) -> WatchedTasks:
+    """The tasks of the ledger that have declared a deadline, and these others, by name."""
+    return await _few(connection, _has_a_deadline() | tasks.c.name.in_(others))
+
+
+@cache
+def _has_a_deadline() -> ColumnElement[bool]:
+    deadline: ColumnElement[Any] = tasks.c.monitoring["deadline"].as_string()
+    return deadline.is_not(None)
+
+
+class Answering(NamedTuple):
+    """Who answers for a task, and where one reads what to do."""
+
+    owner: str | None = None
+    runbook: str | None = None
+
+
+NOBODY = Answering()
+
+
+async def answering(connection: AsyncConnection, names: Collection[str]) -> dict[str, Answering]:
+    """Who answers for these tasks of the ledger, by name."""
+    if not names:
+        return {}
+    theirs = json_rows.is_among(tasks.c.name, sorted(names), connection.dialect.name)
+    rows = await connection.execute(
+        select(tasks.c.name, cast(tasks.c.monitoring, Text).label("monitoring")).where(theirs)
+    )
+    said = ((row.name, _declared(row.monitoring)) for row in rows)
+    return {name: Answering(declared["owner"], declared["runbook"]) for name, declared in said}
 
 
 async def _few(connection: AsyncConnection, which: ColumnElement[bool]) -> WatchedTasks:

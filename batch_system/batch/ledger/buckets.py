@@ -6,14 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
 
 from sqlalchemy import (
     Column,
     Index,
     Integer,
     PrimaryKeyConstraint,
+    Select,
     String,
     Table,
+    bindparam,
     delete,
     select,
     text,
@@ -110,10 +114,17 @@ async def slots_have_changed(
 
 async def counted(connection: AsyncConnection, since: datetime, until: datetime) -> set[datetime]:
     """The buckets from `since` up to `until` (excluded) whose tally is up to date."""
-    query = select(buckets.c.bucket).where(
-        buckets.c.bucket >= since, buckets.c.bucket < until, buckets.c.counted_at.is_not(None)
+    rows = await connection.execute(_counted(), {"since": since, "until": until})
+    return set(rows.scalars())
+
+
+@cache
+def _counted() -> Select[Any]:
+    return select(buckets.c.bucket).where(
+        buckets.c.bucket >= bindparam("since"),
+        buckets.c.bucket < bindparam("until"),
+        buckets.c.counted_at.is_not(None),
     )
-    return set((await connection.execute(query)).scalars())
 
 
 async def dirty(connection: AsyncConnection, limit: int) -> Sequence[datetime]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Self
 
 from sqlalchemy import (
     Column,
+    Select,
     String,
     Table,
     Text,
@@ -107,15 +109,21 @@ def selection_in_words(tag: str | None, pool: str | None) -> str:
 
 
 async def open_windows(
-    connection: AsyncConnection, kind: MaintenanceKind
+    connection: AsyncConnection, kind: MaintenanceKind | None = None
 ) -> list[MaintenanceWindow]:
-    """The windows that are planned or last, by their beginning. Those whose time is over may be
-    among them, until a service has written that.
+    """The windows that are planned or last, by their beginning; only of this kind if it is given.
+    Those whose time is over may be among them, until a service has written that.
     """
-    query = select(maintenance).where(text(OPEN_SQL), maintenance.c.kind == kind)
-    in_order = query.order_by(maintenance.c.begins_at, maintenance.c.id).limit(MOST_OPEN)
-    rows = await connection.execute(in_order)
-    return [MaintenanceWindow.of(row) for row in rows]
+    return [MaintenanceWindow.of(row) for row in await connection.execute(_open_windows(kind))]
+
+
+@cache
+def _open_windows(kind: MaintenanceKind | None) -> Select[Any]:
+    query = select(maintenance).where(text(OPEN_SQL))
+    if kind is not None:
+        query = query.where(maintenance.c.kind == kind)
+    most = MOST_OPEN * (len(MaintenanceKind) if kind is None else 1)
+    return query.order_by(maintenance.c.begins_at, maintenance.c.id).limit(most)
 
 
 async def pauses_since(connection: AsyncConnection, since: datetime) -> list[MaintenanceWindow]:

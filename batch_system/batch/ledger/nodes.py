@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Row, exists, func, insert, select, text, update
+from sqlalchemy import Row, Select, bindparam, exists, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import database_time
@@ -99,15 +100,20 @@ async def firing_since(connection: AsyncConnection, since: datetime) -> Sequence
 
     Each has `busy`: how many runs it executes.
     """
+    rows = await connection.execute(_firing(), {"since": since})
+    return list(rows.mappings())
+
+
+@cache
+def _firing() -> Select[Any]:
     busy = (
         select(func.count())
         .select_from(runs)
         .where(runs.c.node == nodes.c.id, text(HELD_SQL))
         .correlate(nodes)
     )
-    fires = (nodes.c.fires, nodes.c.stopped_at.is_(None), nodes.c.seen_at >= since)
-    query = select(nodes, busy.label("busy")).where(*fires).order_by(nodes.c.started_at, nodes.c.id)
-    return (await connection.execute(query)).mappings().all()
+    fires = (nodes.c.fires, nodes.c.stopped_at.is_(None), nodes.c.seen_at >= bindparam("since"))
+    return select(nodes, busy.label("busy")).where(*fires).order_by(nodes.c.started_at, nodes.c.id)
 
 
 async def lost_since(connection: AsyncConnection, since: datetime) -> Sequence[Row[Any]]:

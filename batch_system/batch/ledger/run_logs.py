@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.tables import log
 from batch_system.concurrency.offload import offload
 from batch_system.database import sql
@@ -30,6 +31,8 @@ MOST_BLOCKS = 4
 
 AFTER_ALL = 2**62
 """A fence that no run reaches."""
+FIRST_FENCE = 1
+"""The fence of the first attempt of a run."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,37 @@ async def tail(connection: AsyncConnection, run: str, count: int) -> list[LogLin
         place = block.fence, block.first_line
         lines = [*await offload(unpack, block.block), *lines]
     return lines[-count:]
+
+
+async def tails(
+    connection: AsyncConnection, ids: Collection[str], count: int
+) -> dict[str, list[LogLine]]:
+    """The same for each of these runs. The last blocks of all logs are read together, and they
+    mostly have enough lines.
+    """
+    if not ids:
+        return {}
+    kind = connection.dialect.name
+    names = ("run", "fence", "attempt", "first_line", "lines", "block")
+    columns = [log.c[name] for name in names]
+    statement = text(
+        f"SELECT {', '.join(f'l.{name}' for name in names)} "
+        f"FROM {json_rows.source([log.c.run], kind)} CROSS JOIN batch_log l WHERE l.run = v.run "
+        "AND (l.fence, l.first_line) = (SELECT b.fence, b.first_line FROM batch_log b "
+        "WHERE b.run = v.run ORDER BY b.fence DESC, b.first_line DESC LIMIT 1)"
+    ).columns(*columns)
+    values = {"rows": json_rows.encode([{"run": run} for run in ids], kind)}
+    packed = [Packed(*row) for row in await connection.execute(statement, values)]
+    found = await offload(_last_lines, packed, count)
+    for each in packed:
+        is_whole = each.fence == FIRST_FENCE and each.first_line == 0
+        if not is_whole and each.lines < count:
+            found[each.run] = await tail(connection, each.run, count)
+    return found
+
+
+def _last_lines(blocks: Sequence[Packed], count: int) -> dict[str, list[LogLine]]:
+    return {each.run: unpack(each.block)[-count:] for each in blocks}
 
 
 async def ends(

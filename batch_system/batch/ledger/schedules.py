@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Select, case, delete, func, literal, select, update
@@ -75,6 +76,7 @@ class OpenSchedule:
             return False
 
 
+@cache
 def _open() -> Select[Any]:
     paused_by, paused_until, paused_at = (
         select(column).where(tasks.c.name == schedules.c.task).scalar_subquery().label(column.name)
@@ -113,12 +115,6 @@ async def open_schedule(connection: AsyncConnection, task: str) -> OpenSchedule 
     return next(iter(await _read(connection, _open().where(schedules.c.task == task))), None)
 
 
-async def zones(connection: AsyncConnection) -> set[str]:
-    """The names of the zones of all open schedules."""
-    query = select(schedules.c.timezone).where(schedules.c.valid_until.is_(None)).distinct()
-    return set((await connection.execute(query)).scalars())
-
-
 @dataclass(frozen=True)
 class ScheduleInUse:
     """A schedule, with the tasks that have it now: those that fire, and those that are paused."""
@@ -135,16 +131,8 @@ class ScheduleInUse:
 
 async def in_use(connection: AsyncConnection) -> list[ScheduleInUse]:
     """The schedules of all tasks, each once. Those that this version can't read are left out."""
-    is_paused = tasks.c.paused_at.is_not(None).label("is_paused")
-    columns = (schedules.c.cron, schedules.c.timezone, is_paused)
-    query = (
-        select(*columns, json_rows.collected(schedules.c.task, connection.dialect.name))
-        .select_from(schedules.join(tasks, tasks.c.name == schedules.c.task, isouter=True))
-        .where(schedules.c.valid_until.is_(None))
-        .group_by(*columns)
-    )
     names: dict[tuple[str, str], dict[bool, list[str]]] = {}
-    rows = (await connection.execute(query)).all()
+    rows = (await connection.execute(_in_use(connection.dialect.name))).all()
     await calendars.read(connection, (row.cron for row in rows))
     for row in rows:
         names.setdefault((row.cron, row.timezone), {})[bool(row.is_paused)] = row.collected
@@ -154,6 +142,18 @@ async def in_use(connection: AsyncConnection) -> list[ScheduleInUse]:
             read = schedule(cron, timezone)
             used.append(ScheduleInUse(read, {*its.get(False, ())}, {*its.get(True, ())}))
     return used
+
+
+@cache
+def _in_use(kind: str) -> Select[Any]:
+    is_paused = tasks.c.paused_at.is_not(None).label("is_paused")
+    columns = (schedules.c.cron, schedules.c.timezone, is_paused)
+    return (
+        select(*columns, json_rows.collected(schedules.c.task, kind))
+        .select_from(schedules.join(tasks, tasks.c.name == schedules.c.task, isouter=True))
+        .where(schedules.c.valid_until.is_(None))
+        .group_by(*columns)
+    )
 
 
 async def lock_tasks(connection: AsyncConnection, names: Iterable[str] | None = None) -> None:

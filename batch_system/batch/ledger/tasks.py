@@ -102,13 +102,13 @@ async def listed(connection: AsyncConnection) -> dict[str, ListedTask]:
         tasks.c.removed_at.is_(None)
     )
     return {
-        name: ListedTask(tags_of(tags), bool(is_paused))
+        name: ListedTask(read_tags(tags), bool(is_paused))
         for name, tags, is_paused in await connection.execute(query)
     }
 
 
 @lru_cache(maxsize=1_024)
-def tags_of(encoded: str | None) -> tuple[str, ...]:
+def read_tags(encoded: str | None) -> tuple[str, ...]:
     """The tags of a task, from the JSON of the column. Many tasks have the same."""
     tags = json.loads(encoded) if encoded is not None else None
     return tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else ()

@@ -9,10 +9,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import or_, select
+from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.account.slots import Kind, Ranges, Span, kind_of, slots_of
 from batch_system.batch.firing.misfires import INSTANT
@@ -157,23 +159,29 @@ async def _spans(
 
     Many tasks have the same schedule since the same instant, so the database puts them together.
     """
+    statement = _schedules(connection.dialect.name)
+    if task is not None:
+        statement = statement.where(schedules.c.task == task)
+    rows = (await connection.execute(statement, {"since": since, "last": last})).all()
+    await calendars.read(connection, (row.cron for row in rows))
+    return [(Span.of(row, since, last), row.collected) for row in rows]
+
+
+@cache
+def _schedules(kind: str) -> Select[Any]:
     columns = [
         *(schedules.c[name] for name in ("cron", "timezone", "valid_from", "valid_until")),
         schedules.c.fired_until,
         tasks.c.accounted_from,
     ]
-    statement = (
-        select(*columns, json_rows.collected(schedules.c.task, connection.dialect.name))
+    goes_on = schedules.c.valid_until >= bindparam("since")
+    return (
+        select(*columns, json_rows.collected(schedules.c.task, kind))
         .select_from(schedules.join(tasks, tasks.c.name == schedules.c.task, isouter=True))
-        .where(schedules.c.valid_from < last)
-        .where(or_(schedules.c.valid_until.is_(None), schedules.c.valid_until >= since))
+        .where(schedules.c.valid_from < bindparam("last"))
+        .where(or_(schedules.c.valid_until.is_(None), goes_on))
         .group_by(*columns)
     )
-    if task is not None:
-        statement = statement.where(schedules.c.task == task)
-    rows = (await connection.execute(statement)).all()
-    await calendars.read(connection, (row.cron for row in rows))
-    return [(Span.of(row, since, last), row.collected) for row in rows]
 
 
 async def _read_states(
@@ -185,37 +193,45 @@ async def _read_states(
     many tasks have the same slots.
     """
     kind = connection.dialect.name
+    values = {"rows": _rows(found, kind), "since": since, "last": last}
+    for slot, state, its in await connection.execute(_states(kind), values):
+        for task in its:
+            found[task].states[slot] = state
+
+
+@cache
+def _states(kind: str) -> TextualSelect:
     source = json_rows.source([runs.c.task], kind)
     names = "jsonb_agg(r.task)" if kind == "postgresql" else "json_group_array(r.task)"
-    statement = sql.statement(
+    return sql.statement(
         f"SELECT r.slot, r.state, {names} AS result FROM {source} "
         "JOIN batch_runs r ON r.task = v.task "
         f"WHERE r.{OF_SLOT_SQL} AND r.slot >= :since AND r.slot <= :last GROUP BY r.slot, r.state",
         since=runs.c.slot,
         last=runs.c.slot,
     ).columns(runs.c.slot, runs.c.state, runs.c.result)
-    values = {"rows": _rows(found, kind), "since": since, "last": last}
-    for slot, state, its in await connection.execute(statement, values):
-        for task in its:
-            found[task].states[slot] = state
 
 
 async def _read_ranges(
     connection: AsyncConnection, found: Mapping[str, _Task], since: datetime, last: datetime
 ) -> None:
     kind = connection.dialect.name
+    values = {"rows": _rows(found, kind), "since": since, "last": last}
+    for task, first, end, cause in await connection.execute(_ranges(kind), values):
+        found[task].ranges.append(_Range(first, end, cause))
+
+
+@cache
+def _ranges(kind: str) -> TextualSelect:
     source = json_rows.source([missed.c.task], kind)
     columns = [missed.c[name] for name in ("task", "first_slot", "last_slot", "cause")]
-    statement = sql.statement(
+    return sql.statement(
         f"SELECT m.task, m.first_slot, m.last_slot, m.cause FROM {source} "
         "JOIN batch_missed m ON m.task = v.task "
         "WHERE m.last_slot >= :since AND m.first_slot <= :last",
         since=runs.c.slot,
         last=runs.c.slot,
     ).columns(*columns)
-    values = {"rows": _rows(found, kind), "since": since, "last": last}
-    for task, first, end, cause in await connection.execute(statement, values):
-        found[task].ranges.append(_Range(first, end, cause))
 
 
 def _rows(names: Iterable[str], kind: str) -> str:

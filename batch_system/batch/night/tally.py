@@ -8,10 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import ColumnElement, Label, Select, bindparam, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.account.slots import Kind
 from batch_system.batch.ledger import buckets, json_rows
@@ -26,7 +28,6 @@ from batch_system.batch.ledger.buckets import (
 )
 from batch_system.batch.ledger.buckets import buckets as buckets_table
 from batch_system.batch.night.counting import Counts, count
-from batch_system.concurrency.offload import offload
 from batch_system.database import sql
 
 OPEN_FOR = timedelta(minutes=2)
@@ -117,16 +118,26 @@ async def not_all_good(
     """The sums of the slots that have not succeeded, from `since` up to `until` (excluded), in
     buckets with a tally.
     """
-    sums = [func.sum(tally.c[name]).label(name) for name in NOT_ALL_GOOD]
-    query = (
-        select(tally.c.bucket, *sums)
+    rows = await connection.execute(_not_all_good(), {"since": since, "until": until})
+    return {bucket: _counter(NOT_ALL_GOOD, sums) for bucket, *sums in rows}
+
+
+@cache
+def _not_all_good() -> Select[Any]:
+    return (
+        select(tally.c.bucket, *_sums(NOT_ALL_GOOD))
         .select_from(tally.join(buckets_table, buckets_table.c.bucket == tally.c.bucket))
-        .where(tally.c.bucket >= since, tally.c.bucket < until, text(NOT_ALL_GOOD_SQL))
-        .where(buckets_table.c.counted_at.is_not(None))
+        .where(*_within(), text(NOT_ALL_GOOD_SQL), buckets_table.c.counted_at.is_not(None))
         .group_by(tally.c.bucket)
     )
-    rows = await connection.execute(query)
-    return {bucket: _counter(NOT_ALL_GOOD, sums) for bucket, *sums in rows}
+
+
+def _sums(names: Iterable[str]) -> list[Label[Any]]:
+    return [func.sum(tally.c[name]).label(name) for name in names]
+
+
+def _within() -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return tally.c.bucket >= bindparam("since"), tally.c.bucket < bindparam("until")
 
 
 def _counter(names: Sequence[str], sums: Sequence[Any]) -> Counter[str]:
@@ -156,40 +167,53 @@ async def of_tasks(
     connection: AsyncConnection, names: Collection[str], wanted: Collection[datetime]
 ) -> dict[str, dict[datetime, dict[str, int]]]:
     """The tally of these tasks, by bucket. It is read by its key, so `names` should be few."""
-    kind = connection.dialect.name
-    pairs = [{"bucket": bucket, "task": name} for name in names for bucket in wanted]
-    source = json_rows.source([tally.c.bucket, tally.c.task], kind)
-    columns = [tally.c[name] for name in ("task", "bucket", *CLASSES)]
-    statement = text(
-        f"SELECT {', '.join(f't.{column.name}' for column in columns)} FROM {source} "
-        "JOIN batch_tally t ON t.bucket = v.bucket AND t.task = v.task"
-    ).columns(*columns)
     found: dict[str, dict[datetime, dict[str, int]]] = {name: {} for name in names}
-    if not pairs:
+    if not found or not wanted:
         return found
-    rows = await offload(json_rows.encode, pairs, kind)
-    for task, bucket, *counts in await connection.execute(statement, {"rows": rows}):
+    kind = connection.dialect.name
+    values = {
+        "names": json_rows.encode([{"task": name} for name in names], kind),
+        "buckets": json_rows.encode([{"bucket": bucket} for bucket in wanted], kind),
+    }
+    for task, bucket, *counts in await connection.execute(_of_tasks(kind), values):
         found[task][bucket] = dict(zip(CLASSES, counts, strict=True))
     return found
+
+
+@cache
+def _of_tasks(kind: str) -> TextualSelect:
+    columns = [tally.c[name] for name in ("task", "bucket", *CLASSES)]
+    are_meant = (
+        sql.among(
+            f"t.{column.name}",
+            f"SELECT v.{column.name} FROM {json_rows.source([column], kind, parameter=given)}",
+            kind,
+        )
+        for column, given in ((tally.c.bucket, "buckets"), (tally.c.task, "names"))
+    )
+    return text(
+        f"SELECT {', '.join(f't.{column.name}' for column in columns)} FROM batch_tally t "
+        f"WHERE {' AND '.join(are_meant)}"
+    ).columns(*columns)
 
 
 async def _read(
     connection: AsyncConnection, since: datetime, until: datetime, counted: Collection[datetime]
 ) -> dict[datetime, Counter[str]]:
     """The sums of the tally for each of these buckets."""
-    is_in = (tally.c.bucket >= since, tally.c.bucket < until)
-    succeeded = select(tally.c.bucket, func.sum(tally.c.succeeded).label("succeeded"))
-    others = select(tally.c.bucket, *(func.sum(tally.c[name]).label(name) for name in NOT_ALL_GOOD))
     sums: dict[datetime, Counter[str]] = {}
-    for query, names in (
-        (succeeded, ("succeeded",)),
-        (others.where(text(NOT_ALL_GOOD_SQL)), NOT_ALL_GOOD),
-    ):
-        rows = await connection.execute(query.where(*is_in).group_by(tally.c.bucket))
+    for names in (("succeeded",), NOT_ALL_GOOD):
+        rows = await connection.execute(_by_bucket(names), {"since": since, "until": until})
         for bucket, *sums_of_bucket in rows:
             if bucket in counted:
                 sums.setdefault(bucket, Counter()).update(_counter(names, sums_of_bucket))
     return sums
+
+
+@cache
+def _by_bucket(names: tuple[str, ...]) -> Select[Any]:
+    query = select(tally.c.bucket, *_sums(names)).where(*_within()).group_by(tally.c.bucket)
+    return query.where(text(NOT_ALL_GOOD_SQL)) if names == NOT_ALL_GOOD else query
 
 
 async def _not_run(
@@ -198,24 +222,27 @@ async def _not_run(
     """For each task, the sums of the slots in the tally that did not run, from `since` up to the
     last whole bucket.
     """
-    sums = [func.sum(tally.c[name]).label(name) for name in NOT_RUN]
-    some = tally.c.missed + tally.c.paused + tally.c.skipped > 0
-    query = (
-        select(tally.c.task, *sums)
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    values = {"since": since, "last": until - LENGTH}
+    for task, *sums_of_task in await connection.execute(_by_task(), values):
+        found[task] = _counter(NOT_RUN, sums_of_task)
+    return found
+
+
+@cache
+def _by_task() -> Select[Any]:
+    return (
+        select(tally.c.task, *_sums(NOT_RUN))
         .select_from(tally.join(buckets_table, buckets_table.c.bucket == tally.c.bucket))
         .where(
-            tally.c.bucket >= since,
-            tally.c.bucket <= until - LENGTH,
+            tally.c.bucket >= bindparam("since"),
+            tally.c.bucket <= bindparam("last"),
             text(NOT_ALL_GOOD_SQL),
-            some,
+            tally.c.missed + tally.c.paused + tally.c.skipped > 0,
             buckets_table.c.counted_at.is_not(None),
         )
         .group_by(tally.c.task)
     )
-    found: dict[str, Counter[str]] = defaultdict(Counter)
-    for task, *sums_of_task in await connection.execute(query):
-        found[task] = _counter(NOT_RUN, sums_of_task)
-    return found
 
 
 def intervals(wanted: Sequence[datetime]) -> list[tuple[datetime, datetime]]:

@@ -190,7 +190,7 @@ async def _backups(context: Context) -> list[Check]:
             return []
         now = await database_time.now_of(connection)
         watched = await watched_tasks(connection, [BACKUP_TASK])
-        backup = await newest_backup(connection, watched, context.settings, now)
+        backup = await newest_backup(connection, watched.get(BACKUP_TASK), context.settings, now)
     if backup.name is None:
         do = "`batch run backup` makes one; its schedule may be paused"
         return [Check(part="backups", health="bad", text="there is no verified backup", do=do)]

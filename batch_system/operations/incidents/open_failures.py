@@ -6,12 +6,13 @@ Night, the status and the incidents therefore show the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, case, func, select, text
+from sqlalchemy import Row, Select, case, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents import problem as one_error
@@ -41,27 +42,46 @@ class Group:
 
 async def incidents_by_key(connection: AsyncConnection) -> ByKey:
     """The open incidents of runs."""
-    opened = await incidents.are_open(connection, OF_RUNS)
-    return {(row.task, row.fingerprint): row for row in opened if not row.subject}
+    return by_key(await incidents.are_open(connection, OF_RUNS))
+
+
+def by_key(opened: Iterable[Row[Any]]) -> ByKey:
+    """Those of these open incidents that are about runs. Others may be among them."""
+    return {
+        (row.task, row.fingerprint): row
+        for row in opened
+        if row.kind in OF_RUNS and not row.subject
+    }
 
 
 async def groups(
-    connection: AsyncConnection, by_key: ByKey, of: Collection[str] | None = None
+    connection: AsyncConnection, known: ByKey, of: Collection[str] | None = None
 ) -> list[Group]:
-    """The open failures by task and error. `of`: only those of these tasks."""
-    is_active = text(is_one_of(ACTIVE))
-    opened = select(
-        runs.c.task,
-        runs.c.fingerprint,
-        func.count().label("number"),
-        func.sum(case((is_active, 1), else_=0)).label("retrying"),
-        func.min(runs.c.finished_at).label("first"),
-        func.max(runs.c.finished_at).label("last"),
-    ).where(text(OPEN_FAILURE_SQL))
+    """The open failures by task and error. `of`: only those of these tasks. `known`: the open
+    incidents.
+    """
+    opened = _by_error()
     if of is not None:
         opened = opened.where(json_rows.is_among(runs.c.task, sorted(of), connection.dialect.name))
-    rows = (await connection.execute(opened.group_by(runs.c.task, runs.c.fingerprint))).all()
-    return _folded([Group(*row) for row in rows], by_key)
+    rows = (await connection.execute(opened)).all()
+    return _folded([Group(*row) for row in rows], known)
+
+
+@cache
+def _by_error() -> Select[Any]:
+    is_active = text(is_one_of(ACTIVE))
+    return (
+        select(
+            runs.c.task,
+            runs.c.fingerprint,
+            func.count().label("number"),
+            func.sum(case((is_active, 1), else_=0)).label("retrying"),
+            func.min(runs.c.finished_at).label("first"),
+            func.max(runs.c.finished_at).label("last"),
+        )
+        .where(text(OPEN_FAILURE_SQL))
+        .group_by(runs.c.task, runs.c.fingerprint)
+    )
 
 
 async def one_problem(connection: AsyncConnection, row: Row[Any]) -> Sequence[Row[Any]]:

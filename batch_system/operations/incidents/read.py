@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from sqlalchemy import select, text
+from sqlalchemy import Select, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents import problem as one_error
@@ -64,6 +65,12 @@ async def number_waiting(connection: AsyncConnection) -> int:
     """How many problems wait for a person: open incidents that do not close by themselves and that
     nobody has acknowledged; those with one error count once. At most MOST_INCIDENTS are read.
     """
+    rows = await connection.execute(_waiting())
+    return len(one_error.groups(rows, lambda row: (row.key, row.opened_at)))
+
+
+@cache
+def _waiting() -> Select[Any]:
     table = incident_table
     key = table.c.details[one_error.KEY].as_string().label("key")
     waits = select(key, table.c.opened_at).where(
@@ -71,8 +78,7 @@ async def number_waiting(connection: AsyncConnection) -> int:
         table.c.acknowledged_at.is_(None),
         table.c.kind.not_in(CLOSE_BY_THEMSELVES),
     )
-    rows = await connection.execute(waits.limit(MOST_INCIDENTS))
-    return len(one_error.groups(rows, lambda row: (row.key, row.opened_at)))
+    return waits.limit(MOST_INCIDENTS)
 
 
 async def show(context: Context, incident: str) -> IncidentDetails:

@@ -106,11 +106,7 @@ async def list_windows(context: Context) -> MaintenanceList:
 
 async def windows_at(connection: AsyncConnection, now: datetime) -> list[Maintenance]:
     """The windows that last or are planned at `now`, by their beginning."""
-    opened = [
-        window
-        for kind in MaintenanceKind
-        for window in await windows.open_windows(connection, kind)
-    ]
+    opened = await windows.open_windows(connection)
     known = await _known(connection) if opened else []
     shown = [_shown(window, known, now) for window in opened]
     current = [each for each in shown if each.state != "over"]

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from batch_system.batch.incidents.overdue import in_words
-from batch_system.batch.ledger.incidents import incidents
 from batch_system.batch.ledger.states import IncidentKind
 from batch_system.batch.night.tally import Window
 from batch_system.concurrency.offload import offload
@@ -30,15 +27,12 @@ _PARTS = {IncidentKind.CLOCK: "clock", IncidentKind.UNFIRED: "firing"}
 """The part of `/readyz` that says the same as an incident of the kind."""
 
 
-async def of_nodes(
-    connection: AsyncConnection, context: Context, nodes: Sequence[Node]
-) -> list[Need]:
+async def of_nodes(context: Context, nodes: Sequence[Node], opened: Collection[str]) -> list[Need]:
     """Full disks, and what living nodes say is wrong with them, unless a full disk or an incident
-    says the same.
+    says the same. `opened`: the kinds of the open incidents.
     """
     disks = await offload(full_disks, context.databases)
-    opened = {row.kind for row in await incidents.are_open(connection, tuple(_PARTS))}
-    told = {*disks, *(_PARTS[kind] for kind in opened)}
+    told = {*disks, *(part for kind, part in _PARTS.items() if kind in opened)}
     of_disks = [_alarm("disk", text) for text in disks.values()]
     return of_disks + [
         _alarm("readiness", text, subject=named) for named, text in troubles_of(nodes, told)

@@ -5,40 +5,35 @@ wrong.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence, Set
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.chunks import quarantine
-from batch_system.batch.incidents import made_good
 from batch_system.batch.incidents import problem as one_error
-from batch_system.batch.incidents.watched import WatchedTask
-from batch_system.batch.ledger import chains, json_rows, run_logs
+from batch_system.batch.incidents.watched import NOBODY, Answering
+from batch_system.batch.ledger import chains, json_rows
 from batch_system.batch.ledger.incidents import incidents
 from batch_system.batch.ledger.incidents.tables import fingerprints
 from batch_system.batch.ledger.incidents.tables import incidents as incidents_table
 from batch_system.batch.ledger.states import OF_RUNS, IncidentKind
-from batch_system.batch.ledger.tables import OPEN_FAILURE_SQL, runs
+from batch_system.batch.ledger.tables import runs
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.databases import is_missing_file
 from batch_system.operations.asking.results import KeptBack
 from batch_system.operations.incidents import open_failures
-from batch_system.operations.night.results import ChangeBefore, DealtWith, LastLine, Need
+from batch_system.operations.night import details
+from batch_system.operations.night.results import DealtWith, Need
 from batch_system.operations.runs.quarantine import has_table
-from batch_system.operations.why import changes
 
 DETAILED = 20
 """Needs read in detail; the rest are only counted."""
 MOST_OTHERS = 20
 """At most this many other tasks with the same error are named."""
-TOGETHER = timedelta(minutes=10)
-"""The processes of a deploy start within this time."""
-LINES = 50
-"""The last error is searched for in this many lines at the end of a log."""
 MOST_ITEMS = 10_000
 """Items in quarantine are counted up to this number."""
 _OF_FIRING = (IncidentKind.CLOCK, IncidentKind.UNFIRED, IncidentKind.NODE)
@@ -59,13 +54,14 @@ class InNeed(NamedTuple):
 
     `groups`: the failed runs that are open, by task and error; `by_key`: their incidents. `others`:
     open incidents besides these and alarms that nobody has acknowledged. `quarantined`: how many
-    items wait in quarantine, by task.
+    items wait in quarantine, by task. `kinds`: of all open incidents besides those of runs.
     """
 
     groups: Sequence[open_failures.Group]
     by_key: open_failures.ByKey
     others: Sequence[Row[Any]]
     quarantined: Counter[str]
+    kinds: Set[str]
 
     @property
     def tasks(self) -> set[str]:
@@ -76,17 +72,18 @@ class InNeed(NamedTuple):
 
 async def in_need(connection: AsyncConnection, quarantined: Counter[str]) -> InNeed:
     """What needs a person, without details."""
-    by_key = await open_failures.incidents_by_key(connection)
+    opened = await incidents.are_open(connection, (*OF_RUNS, *_KINDS))
+    by_key = open_failures.by_key(opened)
     groups = await open_failures.groups(connection, by_key)
-    opened = await incidents.are_open(connection, _KINDS)
-    others = [row for row in opened if row.acknowledged_at is None]
-    return InNeed(groups, by_key, others, quarantined)
+    rest = [row for row in opened if row.kind not in OF_RUNS]
+    others = [row for row in rest if row.acknowledged_at is None]
+    return InNeed(groups, by_key, others, quarantined, frozenset(row.kind for row in rest))
 
 
 async def of_runs(
     connection: AsyncConnection,
     found: InNeed,
-    watched: Mapping[str, WatchedTask],
+    answering: Mapping[str, Answering],
     hidden: frozenset[str],
 ) -> list[Need]:
     """The failed runs that are open, by task and error: those that still fail come first, then
@@ -94,22 +91,14 @@ async def of_runs(
     """
     groups, by_key = found.groups, found.by_key
     seen = await _first_seen(connection, groups)
-    needs = [_need(group, by_key, seen, watched.get(group.task), hidden) for group in groups]
+    needs = [
+        _need(group, by_key, seen, answering.get(group.task, NOBODY), hidden) for group in groups
+    ]
     tasks_by_error: dict[str, list[str]] = defaultdict(list)
     for group in groups:
         tasks_by_error[group.fingerprint].append(group.task)
     needs.sort(key=lambda need: (-need.open, need.task or ""))
-    failures = [
-        (n.task or "", n.fingerprint or "", n.last_failed, n.failing_since)
-        for n in needs[:DETAILED]
-    ]
-    successes = await made_good.successes_around(connection, failures)
-    detailed = [
-        await _completed(
-            connection, need, *successes[need.task or "", need.fingerprint or ""], hidden
-        )
-        for need in needs[:DETAILED]
-    ]
+    detailed = await details.completed(connection, needs[:DETAILED], hidden)
     detailed = [_also_in(need, tasks_by_error[need.fingerprint or ""], hidden) for need in detailed]
     detailed = await _with_kept_back(connection, detailed)
     shown = [_seen_by_the_caller(need, hidden) for need in (*detailed, *needs[DETAILED:])]
@@ -182,7 +171,7 @@ def _need(
     group: open_failures.Group,
     by_key: Mapping[tuple[str, str], Row[Any]],
     seen: Mapping[tuple[str, str], datetime],
-    task: WatchedTask | None,
+    task: Answering,
     hidden: frozenset[str],
 ) -> Need:
     incident = by_key.get((group.task, group.fingerprint))
@@ -201,8 +190,8 @@ def _need(
         ),
         last_failed=group.last,
         first_seen=seen.get((group.task, group.fingerprint)),
-        owner=task.owner if task is not None else None,
-        runbook=task.runbook if task is not None else None,
+        owner=task.owner,
+        runbook=task.runbook,
         error="" if group.task in hidden or incident is None else incident.text,
         newest_run=incident.newest_run if incident is not None else None,
     )
@@ -220,83 +209,19 @@ async def _first_seen(
     return {(row.task, row.fingerprint): row.first_seen_at for row in rows}
 
 
-async def _completed(
-    connection: AsyncConnection,
-    need: Need,
-    since: datetime | None,
-    before: datetime | None,
-    hidden: frozenset[str],
-) -> Need:
-    """The need, completed with the newest failure, the last line of its log, a later success, and
-    what changed before the first failure.
-
-    `since`: when the task succeeded after the last failure. `before`: when it succeeded before the
-    first one.
-    """
-    more: dict[str, Any] = {"succeeded_since": since}
-    run = need.newest_run
-    if run is None or not need.error:
-        run, error = await _newest(connection, need)
-        more |= {"newest_run": run, "error": "" if need.task in hidden else error}
-    if run is not None and need.task not in hidden:
-        more["last_line"] = await _last_line(connection, run)
-    if before is not None and need.failing_since is not None:
-        more["after"] = await _change_between(connection, need.task, before, need.failing_since)
-    return need.model_copy(update=more)
-
-
-async def _newest(connection: AsyncConnection, need: Need) -> tuple[str | None, str]:
-    query = select(runs.c.id, runs.c.reason).where(
-        runs.c.task == need.task, runs.c.fingerprint == need.fingerprint, text(OPEN_FAILURE_SQL)
-    )
-    row = (await connection.execute(query.order_by(runs.c.finished_at.desc()).limit(1))).first()
-    return (row.id, row.reason or "") if row is not None else (None, "")
-
-
-async def _last_line(connection: AsyncConnection, run: str) -> LastLine | None:
-    lines = await run_logs.tail(connection, run, LINES)
-    line = run_logs.telling_line(lines)
-    if line is None:
-        return None
-    return LastLine(at=line.at, level=line.level, text=line.text.split("\n")[0][:1_000])
-
-
-async def _change_between(
-    connection: AsyncConnection, task: str | None, good: datetime, first: datetime
-) -> ChangeBefore | None:
-    """The last change between the last success of the task and its first failure; None if there was
-    none.
-    """
-    events = await changes.between(connection, task, good, first)
-    if not events:
-        return None
-    # A process with a new version or other settings has also started, but that is not what has
-    # changed.
-    causes = [
-        each
-        for each in events
-        if each.action != "service.start" and each.at > events[0].at - TOGETHER
-    ]
-    event = causes[0] if causes else events[0]
-    version = (event.after or {}).get("application") if event.action == "service.deploy" else None
-    return ChangeBefore(
-        kind=event.action, version=version, seconds=(first - event.at).total_seconds()
-    )
-
-
 def _task_of(incident: Row[Any]) -> str | None:
     task: str | None = incident.task or (incident.details or {}).get("task")
     return task
 
 
-def others(found: InNeed, watched: Mapping[str, WatchedTask]) -> list[Need]:
+def others(found: InNeed, answering: Mapping[str, Answering]) -> list[Need]:
     """What needs a person without a failed run: silent tasks, missed deadlines, unusable files,
     unserved pools.
     """
-    return [_other(row, watched.get(row.task)) for row in found.others]
+    return [_other(row, answering.get(row.task, NOBODY)) for row in found.others]
 
 
-def _other(row: Row[Any], task: WatchedTask | None) -> Need:
+def _other(row: Row[Any], task: Answering) -> Need:
     return Need(
         kind=row.kind,
         incident=row.id,
@@ -305,8 +230,8 @@ def _other(row: Row[Any], task: WatchedTask | None) -> Need:
         open=row._mapping["count"],
         failing_since=row.opened_at,
         last_failed=row.last_at,
-        owner=task.owner if task is not None else None,
-        runbook=task.runbook if task is not None else None,
+        owner=task.owner,
+        runbook=task.runbook,
         error=row.text,
         acknowledged_by=row.acknowledged_by,
     )
@@ -327,19 +252,19 @@ async def quarantined_items(context: Context) -> Counter[str] | None:
         return None
 
 
-def of_quarantine(waiting: Counter[str], watched: Mapping[str, WatchedTask]) -> list[Need]:
+def of_quarantine(waiting: Counter[str], answering: Mapping[str, Answering]) -> list[Need]:
     """Items in quarantine that wait for a redrive, by task."""
     needs = []
     for name, number in sorted(waiting.items()):
-        task = watched.get(name)
+        task = answering.get(name, NOBODY)
         needs.append(
             Need(
                 kind="quarantine",
                 incident=None,
                 task=name,
                 open=number,
-                owner=task.owner if task is not None else None,
-                runbook=task.runbook if task is not None else None,
+                owner=task.owner,
+                runbook=task.runbook,
                 error=f"{number:,} item waits in quarantine"
                 if number == 1
                 else f"{number:,} items wait in quarantine",

@@ -37,10 +37,12 @@ async def by_cause(
         since,
         until,
     )
-    outages = await _outages(connection, since, until)
+    has_missed = any(counts["missed"] for counts in not_run.values())
+    outages = await _outages(connection, since, until) if has_missed else []
     downs: dict[tuple[int, str], list[Part]] = defaultdict(list)
     rest: list[DidNotRun] = []
-    still_paused = await _paused(connection)
+    has_paused = any(counts["paused"] for counts in not_run.values())
+    still_paused = await _paused(connection) if has_paused else {}
     for task, counts in not_run.items():
         its = ranges.get(task, [])
         if counts["paused"]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Row, case, exists, func, select, text
+from sqlalchemy import Row, Select, bindparam, case, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron.counting import count
@@ -17,8 +18,8 @@ from batch_system.batch.cron.zones import zone_of
 from batch_system.batch.incidents.overdue import BACKUP_TASK
 from batch_system.batch.incidents.watched import (
     WatchedTask,
+    answering,
     tasks_with_a_deadline,
-    watched_tasks,
 )
 from batch_system.batch.ledger import database_time, json_rows, schedules
 from batch_system.batch.ledger.buckets import LENGTH, bucket_of
@@ -194,25 +195,26 @@ async def read(
     unread, end = ["quarantine"] if quarantined is None else [], until or now
     hidden = await hidden_tasks(connection, context)
     in_need = await attention.in_need(connection, quarantined or Counter())
-    watched = await watched_tasks(connection, {*in_need.tasks, BACKUP_TASK})
+    watched = await tasks_with_a_deadline(connection, BACKUP_TASK)
     window = await tally.of_window(connection, since, end, now)
     used = await schedules.in_use(connection)
     nodes, living, last_beat = await _nodes(connection, context, now)
-    backup = await newest_backup(connection, watched, context.settings, now)
+    backup = await newest_backup(connection, watched.get(BACKUP_TASK), context.settings, now)
     slots = SlotCounts(due=window.due, recounted_until=end, **window.counts)
     needed = [
-        *(await alarms.of_nodes(connection, context, nodes) if until is None else []),
+        *(await alarms.of_nodes(context, nodes, in_need.kinds) if until is None else []),
         *alarms.of_slots(window, living, last_beat, backup, is_over=until is not None),
-        *await _needs(connection, in_need, watched, hidden, now),
+        *await _needs(connection, in_need, hidden, now),
     ]
     is_late = [] if until is not None else await late.late_runs(connection, living, now)
     not_run = await did_not_run.by_cause(connection, window.not_run, since, end, hidden)
     dealt_with = await attention.dealt_with(connection, since, end + timedelta(seconds=1), hidden)
-    changes = await _changes(connection, since, end, hidden, zone)
+    zones = {each.schedule.timezone for each in used} | {str(zone)}
+    changes = await _changes(connection, since, end, hidden, zones)
     unchosen = sum(each.slots for each in not_run if each.is_unchosen)
-    promising = {} if until is not None else await tasks_with_a_deadline(connection)
+    promising = {name: task for name, task in watched.items() if task.deadline is not None}
     promised = None
-    if promising:
+    if promising and until is None:
         promised = await forecast.read(connection, context, promising, hidden, since, now, zone)
     level = sentence.level_of(needed, is_late, not_run, unread, promised)
     found = Night(
@@ -266,16 +268,16 @@ def _with_incident(items: Need, incident: Need | None) -> Need:
 async def _needs(
     connection: AsyncConnection,
     in_need: attention.InNeed,
-    watched: Mapping[str, WatchedTask],
     hidden: frozenset[str],
     now: datetime,
 ) -> list[Need]:
     """All that needs a person. The row of a task's items in quarantine stands for an incident that
     says the same.
     """
+    owners = await answering(connection, in_need.tasks)
     found = [
-        *await attention.of_runs(connection, in_need, watched, hidden),
-        *attention.others(in_need, watched),
+        *await attention.of_runs(connection, in_need, owners, hidden),
+        *attention.others(in_need, owners),
     ]
     said = [n for n in found if n.kind == "quarantine" and n.task in in_need.quarantined]
     own = {need.task: need for need in said}
@@ -283,7 +285,7 @@ async def _needs(
         *(need for need in found if need not in said),
         *(
             _with_incident(need, own.get(need.task))
-            for need in attention.of_quarantine(in_need.quarantined, watched)
+            for need in attention.of_quarantine(in_need.quarantined, owners)
         ),
     ]
     return await _with_progress(connection, needs, now)
@@ -303,12 +305,9 @@ async def _changes(
     since: datetime,
     end: datetime,
     hidden: frozenset[str],
-    zone: ZoneInfo,
+    zones: Collection[str],
 ) -> list[NightChange]:
-    """What has changed in the window, the oldest first: also the clocks of the zones that are in
-    use.
-    """
-    zones = await schedules.zones(connection) | {str(zone)}
+    """What has changed in the window, the oldest first: also the clocks of these zones."""
     clocks = await offload(clock_changes, zones, since, end)
     rows = (await connection.execute(audit.listing(MOST_COUNTED, since=since, until=end))).all()
     changes = [
@@ -333,9 +332,11 @@ def _change(row: Row[Any], is_hidden: bool) -> NightChange:
 
 
 async def newest_backup(
-    connection: AsyncConnection, watched: dict[str, WatchedTask], settings: Settings, now: datetime
+    connection: AsyncConnection, task: WatchedTask | None, settings: Settings, now: datetime
 ) -> NightBackup:
-    """The newest verified backup; without an age where no backups are made."""
+    """The newest verified backup; without an age where no backups are made. `task`: it makes
+    them.
+    """
     limit = settings.BATCH_ALERT_BACKUP_AFTER
     good = (backups.c.verified_at.is_not(None), backups.c.failed_at.is_(None))
     row = (
@@ -343,7 +344,6 @@ async def newest_backup(
             select(backups).where(*good).order_by(backups.c.taken_at.desc()).limit(1)
         )
     ).first()
-    task = watched.get(BACKUP_TASK)
     if task is None or task.is_removed or task.is_paused:
         age = None if row is None else (now - row.taken_at).total_seconds()
         return NightBackup(
@@ -375,19 +375,8 @@ async def failed_slots(
     """
     if not slots.failed:
         return FailedSlots(open=0, acknowledged=0, made_good_since=0, made_good_by_hand=0)
-    is_of_slot = (_by_hand.c.slot == runs.c.slot, _by_hand.c.origin == "manual")
-    is_good_by_hand = exists().where(_by_hand.c.id == runs.c.made_good_by, *is_of_slot)
-    conditions = (text(OPEN_FAILURE_SQL), runs.c.acknowledged.is_not(None), is_good_by_hand)
-    # A run is made after its slot, so few runs are read by their state and this instant. A
-    # condition on the slot alone would make SQLite read all slots of the window instead.
-    slot = func.coalesce(runs.c.slot, runs.c.created_at)
-    of_slots = (slot >= since, slot < end, runs.c.origin != "manual", text(NO_PART_SQL))
-    numbers = (
-        func.coalesce(func.sum(case((condition, 1), else_=0)), 0) for condition in conditions
-    )
-    query = select(*numbers).select_from(runs)
-    failed = query.where(runs.c.state == RunState.FAILED, runs.c.created_at >= since, *of_slots)
-    is_open, is_known, is_by_hand = (await connection.execute(failed)).one()
+    values = {"since": since, "end": end}
+    is_open, is_known, is_by_hand = (await connection.execute(_failed(), values)).one()
     good = max(0, slots.failed - is_open - is_known)
     return FailedSlots(
         open=is_open,
@@ -397,18 +386,31 @@ async def failed_slots(
     )
 
 
+@cache
+def _failed() -> Select[Any]:
+    is_of_slot = (_by_hand.c.slot == runs.c.slot, _by_hand.c.origin == "manual")
+    is_good_by_hand = exists().where(_by_hand.c.id == runs.c.made_good_by, *is_of_slot)
+    conditions = (text(OPEN_FAILURE_SQL), runs.c.acknowledged.is_not(None), is_good_by_hand)
+    # A run is made after its slot, so few runs are read by their state and this instant. A
+    # condition on the slot alone would make SQLite read all slots of the window instead.
+    slot = func.coalesce(runs.c.slot, runs.c.created_at)
+    since, end = (
+        bindparam("since", type_=runs.c.slot.type),
+        bindparam("end", type_=runs.c.slot.type),
+    )
+    of_slots = (slot >= since, slot < end, runs.c.origin != "manual", text(NO_PART_SQL))
+    numbers = (
+        func.coalesce(func.sum(case((condition, 1), else_=0)), 0) for condition in conditions
+    )
+    query = select(*numbers).select_from(runs)
+    return query.where(runs.c.state == RunState.FAILED, runs.c.created_at >= since, *of_slots)
+
+
 async def beside(connection: AsyncConnection, since: datetime, end: datetime) -> Beside:
     """The runs of the window without a slot of a schedule, by state. Counts at most 10,000 of the
     newest ones.
     """
-    newest = (
-        select(runs.c.state)
-        .where(runs.c.created_at >= since, runs.c.created_at < end, text(BY_HAND_SQL))
-        .order_by(runs.c.created_at.desc())
-        .limit(MOST_COUNTED)
-        .subquery()
-    )
-    rows = await connection.execute(select(newest.c.state, func.count()).group_by(newest.c.state))
+    rows = await connection.execute(_beside(), {"since": since, "end": end})
     states = {row[0]: row[1] for row in rows}
     return Beside(
         runs=sum(states.values()),
@@ -417,6 +419,19 @@ async def beside(connection: AsyncConnection, since: datetime, end: datetime) ->
         cancelled=states.get(RunState.CANCELLED, 0),
         active=sum(states.get(state, 0) for state in ACTIVE),
     )
+
+
+@cache
+def _beside() -> Select[Any]:
+    within = (runs.c.created_at >= bindparam("since"), runs.c.created_at < bindparam("end"))
+    newest = (
+        select(runs.c.state)
+        .where(*within, text(BY_HAND_SQL))
+        .order_by(runs.c.created_at.desc())
+        .limit(MOST_COUNTED)
+        .subquery()
+    )
+    return select(newest.c.state, func.count()).group_by(newest.c.state)
 
 
 async def _with_progress(

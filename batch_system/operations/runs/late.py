@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, case, select, text
+from sqlalchemy import Row, Select, bindparam, case, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents.durations import Durations, UsualDurations
@@ -105,9 +106,10 @@ async def late_runs(
         if (slow := await _slow(run, watched.get(run.task), timeouts.get(run.task), present))
         is not None
     ]
-    waiting = (await connection.execute(_waiting(connection.dialect.name, now))).all()
+    before = {"before": now - SHOWN_AFTER}
+    waiting = (await connection.execute(_waiting(connection.dialect.name), before)).all()
     late += [await _waits(row, present) for row in waiting]
-    late += [_retries(row, now) for row in await connection.execute(_retrying(now))]
+    late += [_retries(row, now) for row in await connection.execute(_retrying(), before)]
     late += await blocked_runs(connection, late, now, SHOWN_AFTER)
     return sorted(late, key=lambda each: (-each.elapsed, each.run))
 
@@ -154,7 +156,8 @@ async def _present(connection: AsyncConnection, living: Sequence[Node], now: dat
     return Present(now, running, UsualDurations(connection, now), paused, in_vain, living)
 
 
-def _waiting(kind: str, now: datetime) -> Any:
+@cache
+def _waiting(kind: str) -> Select[Any]:
     """The first runs on time in the queue of each task that have waited for a while, whatever else
     waits there.
 
@@ -163,16 +166,17 @@ def _waiting(kind: str, now: datetime) -> Any:
     firsts = text(sql.among("batch_runs.id", queue_rows.first_on_time(OF_A_TASK), kind))
     return (
         select(*_COLUMNS)
-        .where(firsts, _began_to_wait <= now - SHOWN_AFTER)
+        .where(firsts, _began_to_wait <= bindparam("before", type_=runs.c.created_at.type))
         .order_by(runs.c.created_at)
     )
 
 
-def _retrying(now: datetime) -> Any:
+@cache
+def _retrying() -> Select[Any]:
     """The next retries, found by the index on when they are due, so that those of tomorrow are not
     read.
     """
-    is_old = runs.c.created_at <= now - SHOWN_AFTER
+    is_old = runs.c.created_at <= bindparam("before")
     return (
         select(*_COLUMNS)
         .where(text(RETRYING_SQL), is_old)

@@ -44,7 +44,7 @@ from batch_system.operations.people.redacting import hidden_tasks, without_texts
 from batch_system.operations.runs import chain
 from batch_system.operations.runs.waiting import Chain, Upcoming
 from batch_system.operations.starting.startable import unknown_task
-from batch_system.operations.tasks.listing import memory_of, pool_of, record_of, tags_of
+from batch_system.operations.tasks.listing import known_tags, memory_of, pool_of, record_of
 from batch_system.operations.tasks.results import Slots, TaskAfter, TaskDetails
 from batch_system.redaction import Redaction
 
@@ -114,7 +114,7 @@ def details(
         description=loaded.description if loaded else row["description"],
         source=loaded.source if loaded else row["source"],
         is_loaded=loaded is not None,
-        tags=list(loaded.tags) if loaded else tags_of(row),
+        tags=list(loaded.tags) if loaded else known_tags(row),
         pool=pool_of(loaded, row),
         memory=memory_of(loaded, row),
         schema_of_parameters=None

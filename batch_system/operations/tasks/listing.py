@@ -93,7 +93,7 @@ def _summary(
         paused=paused,
         source=task.source if task else row["source"],
         served_from=known.sources.get(name),
-        tags=list(task.tags) if task else tags_of(row),
+        tags=list(task.tags) if task else known_tags(row),
         pool=pool_of(task, row),
         memory=memory_of(task, row),
         **known.records.get(name, {}),
@@ -119,7 +119,7 @@ def memory_of(task: Task | None, row: Row) -> int | None:
     return memory if isinstance(memory, int) else None
 
 
-def tags_of(row: Row) -> list[str]:
+def known_tags(row: Row) -> list[str]:
     """The tags of a task, as the ledger has them."""
     tags = row.get("tags")
     return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []

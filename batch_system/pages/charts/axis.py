@@ -12,6 +12,8 @@ from batch_system.pages.frame.formatting import clock, offset
 
 STEPS = (1, 2, 3, 6, 12)
 MOST_TICKS = 10
+NEAR = timedelta(days=1)
+"""A clock change that is further away repeats no hour of the axis."""
 QUARTER = timedelta(minutes=15)
 LAST_TICK = 96.0
 """A label further to the right would not fit."""
@@ -53,12 +55,16 @@ class Axis:
 
     def x(self, at: datetime) -> float:
         """The place of an instant, from 0 to 100."""
-        share = (at - self.begin) / (self.end - self.begin)
-        return round(min(100.0, max(0.0, share * 100)), 3)
+        percent = (at - self.begin) / self._hundredth
+        return 0.0 if percent < 0 else 100.0 if percent > 100 else round(percent, 3)
 
     def width(self, begin: datetime, end: datetime, least: float = 0.0) -> float:
         """How wide an interval is, `least` at least."""
         return round(max(least, self.x(end) - self.x(begin)), 3)
+
+    @cached_property
+    def _hundredth(self) -> timedelta:
+        return (self.end - self.begin) / 100
 
     @cached_property
     def clock_changes(self) -> list[ClockChange]:
@@ -72,8 +78,20 @@ class Axis:
         """The time of day in the zone; with its offset where the clocks change, because an hour may
         come twice.
         """
+        if self._is_even and self._is_near(at):
+            return f"{at.astimezone(self.zone):{'%H:%M:%S' if with_seconds else '%H:%M'}}"
         time, ours = clock(at, self.zone, with_seconds), offset(at, self.zone)
         return f"{time} {ours}" if self.clock_changes and ours not in time else time
+
+    @cached_property
+    def _is_even(self) -> bool:
+        """Whether the clocks do not change near the axis, so that no hour comes twice."""
+        begin, end = self.begin.astimezone(UTC) - NEAR, self.end.astimezone(UTC) + NEAR
+        return not clock_changes([str(self.zone)], begin, end)
+
+    def _is_near(self, at: datetime) -> bool:
+        """Whether no clock change is near, if none is near the axis."""
+        return self.begin - NEAR / 2 <= at <= self.end + NEAR / 2
 
     def tick(self, at: datetime, number: int) -> Tick:
         """The label of an instant, which is the tick with this number."""
@@ -89,15 +107,18 @@ class Axis:
         hours = (self.end - self.begin) / timedelta(hours=1)
         step = next((each for each in STEPS if hours / each <= MOST_TICKS), 24)
         days = max(1, round(hours / 24 / MOST_TICKS))
-        found: list[Tick] = []
+        found: list[datetime] = []
         at = self.begin.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
         while at < self.end:
             local = at.astimezone(self.zone)
             on_step = local.hour % step == 0 and (step < 24 or local.toordinal() % days == 0)
             if at >= self.begin and local.minute == 0 and on_step:
-                found.append(self.tick(at, len(found)))
+                found.append(at)
             at += QUARTER  # zones may be 45 minutes beside whole hours
-        return [tick for tick in found if tick.x < LAST_TICK]
+        # A day is never left out on a phone, so its neighbours are.
+        first = next((n for n, at in enumerate(found) if at.astimezone(self.zone).hour == 0), 0)
+        ticks = [self.tick(at, number - first) for number, at in enumerate(found)]
+        return [tick for tick in ticks if tick.x < LAST_TICK]
 
 
 def minute_ticks(axis: Axis, minutes: int) -> list[Tick]:

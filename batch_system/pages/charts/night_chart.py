@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from batch_system.operations.night.page import Column
@@ -51,8 +52,7 @@ SOLID = {"f-failed": "failed", "f-running": "active"}
 _CHOSEN = ("skipped", "paused", "cancelled")
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle. `title`: what it says when it is pointed at."""
 
     x: float

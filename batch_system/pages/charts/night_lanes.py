@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import groupby
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from batch_system.operations.night.lanes import Lane, LaneRange, LaneRun
@@ -36,8 +37,7 @@ _WORST = (
 )
 
 
-@dataclass(frozen=True)
-class Glyph:
+class Glyph(NamedTuple):
     """A mark at a slot: slot, next, missed, or chosen (skipped or paused). The first two have no
     title.
     """
@@ -47,8 +47,7 @@ class Glyph:
     title: str
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """A run. `goes_on`: it has not ended. The bar of a running run ends in a round head at the
     present.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 WIDTH = 10_000
 BAR_HEIGHT = 13
@@ -53,8 +53,7 @@ class PlacedBox(Rectangle, Protocol):
 BoxT = TypeVar("BoxT", bound=PlacedBox)
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A path with its style. `thickness`: of its lines; None if it is an outline or dots. `dashes`:
     how long each of its marks is, and each gap.
     """

@@ -5,6 +5,7 @@ links in messages lead here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -19,6 +20,7 @@ from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.incidents.actions import CHANGES
+from batch_system.pages.incidents.listing import said
 from batch_system.pages.night.changes_in_words import settings_in_words
 from batch_system.verbs.why import WhyIncident
 from batch_system.words import INCIDENTS
@@ -67,8 +69,11 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
         what=what,
         heading=_heading(found, what, viewer),
         sentence=_sentence(found, viewer),
+        text=said(incident),
+        owners=", ".join(sorted({each.owner for each in found.together if each.owner}))
+        or found.owner,
         level="calm" if incident.closed_at else "bad" if incident.kind in OF_RUNS else "watch",
-        stations=_stations(found, viewer),
+        **_way(found, viewer),
         same=formatting.sentence_list([_PARTS[part] for part in found.why.comparison.same])
         if found.why.comparison is not None
         else "",
@@ -126,8 +131,10 @@ def failing(what: str, count: int, since: str, failed: int, ended: int | None) -
 def _sentence(found: Room, viewer: Viewer) -> str:
     """What came before it, in a sentence or two."""
     if found.incident.closed_at is not None:
-        number = formatting.counted(found.incident.count, "run")
         since = formatting.moment(found.incident.opened_at, viewer.zone, viewer.now)
+        if found.incident.kind not in OF_RUNS:
+            return f"It was opened {since}."
+        number = formatting.counted(found.incident.count, "run")
         return f"It was opened {since}, about {number}."
     if found.incident.kind not in OF_RUNS:
         return ""
@@ -160,6 +167,18 @@ def began(found: Beginning) -> str:
         number = formatting.counted(found.good_before, "run")
         sentences.append(f"Before it, {least}{number} in a row succeeded.")
     return " ".join(sentences)
+
+
+def _way(found: Room, viewer: Viewer) -> dict[str, Any]:
+    """The stations. One alone is no way: a next slot then stands among the facts, and the heading
+    says since when it fails or is over.
+    """
+    alone = found.events[0] if len(found.events) == 1 else None
+    is_shown = alone is None or alone.kind == "outage"
+    return {
+        "stations": _stations(found, viewer) if is_shown else [],
+        "next_slot": alone.at if alone is not None and alone.kind == "next" else None,
+    }
 
 
 def _stations(found: Room, viewer: Viewer) -> list[Station]:

@@ -196,6 +196,8 @@ def _begun(need: Need) -> Line:
     words = _BEGUN.get(need.kind) or (
         "begins to fail" if need.open + need.retrying > 1 else "failed"
     )
+    if need.tasks:
+        words = f"{need.subject} begin to fail"
     return Line(need.failing_since, "circle-x", need.task, words, detail, "hit")
 
 

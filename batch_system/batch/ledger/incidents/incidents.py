@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, delete, func, or_, select, text, update
@@ -117,13 +118,17 @@ async def are_open(
     connection: AsyncConnection, kinds: Collection[IncidentKind] | None = None
 ) -> list[Row[Any]]:
     """The open incidents, oldest first; only of these kinds if they are given."""
-    query = select(incidents).where(text(OPEN_SQL))
-    if kinds is not None:
-        query = query.where(incidents.c.kind.in_(kinds))
+    query = _are_open(None if kinds is None else tuple(kinds))
     # Sorted here: with an ORDER BY, SQLite might read all incidents by the index on their openings.
     return sorted(
         await connection.execute(query), key=lambda incident: (incident.opened_at, incident.id)
     )
+
+
+@cache
+def _are_open(kinds: tuple[IncidentKind, ...] | None) -> Select[Any]:
+    query = select(incidents).where(text(OPEN_SQL))
+    return query if kinds is None else query.where(incidents.c.kind.in_(kinds))
 
 
 async def numbers_open(connection: AsyncConnection) -> dict[str, tuple[int, int]]:

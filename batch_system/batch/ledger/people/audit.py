@@ -4,17 +4,20 @@ change itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Column, Integer, Row, Select, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.people.access_tables import events
 from batch_system.batch.ledger.tables import new_id
+from batch_system.database import sql
 
 LONGEST_NOTE = 2_000
 """Longest note of a person, in characters."""
@@ -111,6 +114,59 @@ def numbers(
     of_all = listing(most, before, since, until, task, action)
     found = of_all.with_only_columns(events.c.actor, events.c.source, events.c.action).subquery()
     return select(*found.c, func.count().label("number")).group_by(*found.c)
+
+
+class Asked(NamedTuple):
+    """Events with one of these actions, from one instant up to another (excluded; None: up to now);
+    only those of a task if one is given.
+    """
+
+    actions: tuple[str, ...]
+    since: datetime
+    until: datetime | None = None
+    task: str | None = None
+
+
+async def newest_of_each(
+    connection: AsyncConnection, asked: Iterable[Asked], most: int
+) -> dict[Asked, list[Row[Any]]]:
+    """At most this many of the newest events of each question, in any order. There should be few
+    questions.
+    """
+    parts = list(dict.fromkeys(asked))
+    found: dict[Asked, list[Row[Any]]] = {each: [] for each in parts}
+    if not parts:
+        return found
+    values: dict[str, Any] = {"most": most}
+    for number, each in enumerate(parts):
+        its = {"since": each.since, "until": each.until, "task": each.task}
+        values |= {f"{name}_{number}": value for name, value in its.items() if value is not None}
+    shapes = tuple((each.actions, each.until is not None, each.task is not None) for each in parts)
+    for row in await connection.execute(_statement(shapes), values):
+        found[parts[row.part]].append(row)
+    return found
+
+
+@lru_cache(maxsize=200)
+def _statement(shapes: tuple[tuple[tuple[str, ...], bool, bool], ...]) -> TextualSelect:
+    """A part for each question: its actions, and whether it has an end and a task. Neither database
+    would otherwise stop after the newest events of one.
+    """
+    names = ", ".join(f'"{column.name}"' for column in events.c)
+    parts: list[str] = []
+    types: dict[str, Column[Any]] = {}
+    for number, (actions, has_end, has_task) in enumerate(shapes):
+        among = ", ".join(f"'{action}'" for action in actions)
+        end = f" AND at < :until_{number}" if has_end else ""
+        of_task = f" AND task = :task_{number}" if has_task else ""
+        types |= {f"{name}_{number}": events.c.at for name in ("since", "until")[: 1 + has_end]}
+        parts.append(
+            f"SELECT * FROM (SELECT {number} AS part, {names} FROM batch_events "
+            f"WHERE at >= :since_{number}{end}{of_task} AND action IN ({among}) "
+            f"ORDER BY at DESC, id DESC LIMIT :most) AS part_{number}"
+        )
+    statement = sql.statement(" UNION ALL ".join(parts), **types)
+    return statement.columns(Column("part", Integer), *events.c)
 
 
 async def newest(connection: AsyncConnection, action: str) -> Mapping[Any, Any] | None:
