@@ -255,7 +255,7 @@ async def test_a_debounced_run_begins_on_time_and_every_door_says_what_became_of
     service = BatchService(get_settings())
     await service.start()
     operations: Operations = service.operations
-    asked = {"name": "reindex", "key": "a", "debounce": 0.4}
+    asked: dict[str, Any] = {"name": "reindex", "key": "a", "debounce": 0.4}
     first = await operations(StartRun(**asked, parameters={"doc": 1}))
     second = await operations(StartRun(**asked, parameters={"doc": 2}))
     assert (first.how, second.how, second.id) == ("created", "merged", first.id)
@@ -269,7 +269,7 @@ async def test_a_debounced_run_begins_on_time_and_every_door_says_what_became_of
     assert second.until is not None
     late = row["started_at"] - second.until
     assert timedelta(0) <= late < timedelta(seconds=5)  # a poll may take a second, and more if busy
-    once = {"name": "reindex", "once_in": 60}
+    once: dict[str, Any] = {"name": "reindex", "once_in": 60}
     assert [(await operations(StartRun(**once))).how for _ in range(2)] == ["created", "dropped"]
     await service.stop()
     await asyncio.sleep(0)

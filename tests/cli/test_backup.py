@@ -103,7 +103,15 @@ def test_a_backup_is_made_checked_listed_and_shown(
         for table in batch("backup", "show", "latest", "--json").json["tables"]
     } == {
         **dict.fromkeys(
-            ("batch_checkpoints", "batch_once", "batch_quarantine", "batch_starts", "sessions", "users"), 0
+            (
+                "batch_checkpoints",
+                "batch_once",
+                "batch_quarantine",
+                "batch_starts",
+                "sessions",
+                "users",
+            ),
+            0,
         ),
         "alembic_version": 1,
         "batch_data_alembic_version": 1,

@@ -321,7 +321,7 @@ async def _delete(application: Database, rows: Iterable[Row[Any]]) -> None:
 
 def _stamps_of(file: str) -> list[tuple[int, ...]]:
     """What changes when somebody writes to a SQLite database: of its file, and of its log."""
-    stamps = []
+    stamps: list[tuple[int, ...]] = []
     for name in (file, f"{file}-wal"):
         try:
             found = os.stat(name)
