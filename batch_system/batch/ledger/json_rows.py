@@ -185,9 +185,6 @@ async def insert_all(
     """The same for at least one row. Returns how many were inserted. A value that is the same in
     all rows is sent only once.
     """
-    if len(rows) == 1 and not conflict:
-        row = {name: storable(value) for name, value in rows[0].items()}
-        return (await connection.execute(table.insert().inline(), row)).rowcount
     same = {
         name: value
         for name, value in rows[0].items()
