@@ -97,28 +97,31 @@ class Handover(Background):
         self._outage = outage
         self._watches = watches
         self._woken = asyncio.Event()
+        self._woken.set()  # for what was left before
         self._left = 0
-        self._files: Sequence[tuple[int, ...]] = ()
-        self._quiet = 0
+        self._files = _stamps_of(application)
+        self._quiet = QUIET.start - 1
         """How many polls in turn found the files of a SQLite database as they were before."""
+        self._is_due = False
         self._warning = ""
         self._unreadable: set[str] = set()
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll."""
         self._left += 1
-        if self._watches() or self._left >= MOST_LEFT or self._outage.has_failed(self.name):
-            self._left = 0
-            if not self._is_quiet():
-                self.wake()
+        self._is_due |= not self._is_quiet()
+        looks = self._watches() or self._left >= MOST_LEFT or self._outage.has_failed(self.name)
+        if self._is_due and looks:
+            self._left, self._is_due = 0, False
+            self.wake()
 
     def _is_quiet(self) -> bool:
-        """Whether nobody has written to the application's database since the last look, if that
+        """Whether nobody has written to the application's database since the last poll, if that
         costs no statement to know.
         """
-        if self._application.kind != "sqlite":
+        files = _stamps_of(self._application)
+        if not files:
             return False
-        files = _stamps_of(self._application.url.database or "")
         self._quiet = self._quiet + 1 if files == self._files else 0
         self._files = files
         if self._quiet >= QUIET.stop:
@@ -319,15 +322,20 @@ async def _delete(application: Database, rows: Iterable[Row[Any]]) -> None:
         raise _away(application, error) from error
 
 
-def _stamps_of(file: str) -> list[tuple[int, ...]]:
-    """What changes when somebody writes to a SQLite database: of its file, and of its log."""
+def _stamps_of(application: Database) -> Sequence[tuple[int, ...]]:
+    """What changes when somebody writes to a SQLite database: of its file, and of its log, which is
+    empty for whoever has only opened it. On PostgreSQL there is nothing.
+    """
+    if application.kind != "sqlite":
+        return ()
     stamps: list[tuple[int, ...]] = []
-    for name in (file, f"{file}-wal"):
+    for name in (f"{application.url.database}", f"{application.url.database}-wal"):
         try:
             found = os.stat(name)
-            stamps.append((found.st_ino, found.st_mtime_ns, found.st_size))
         except OSError:
             stamps.append(())
+            continue
+        stamps.append((found.st_ino, found.st_mtime_ns, found.st_size) if found.st_size else ())
     return stamps
 
 
