@@ -81,6 +81,7 @@ from batch_system.verbs.night import ShowStatus
 from batch_system.verbs.runs import ListRuns
 from batch_system.verbs.why import WhyRun, WhyTask
 from service.application.models import User
+from tests.batch import planned_starts
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -97,6 +98,7 @@ LARGE = {
     "batch_checkpoints",
     "batch_once",
     "batch_quarantine",
+    "batch_starts",
     "users",
 }
 LARGE -= {"batch_catalog", "batch_backups", "batch_duties", "batch_maintenance"}
@@ -330,6 +332,9 @@ PLANS = {
     "resume what waits": {"ix_batch_runs_waits"},
     "pause": {"uq_batch_schedules_open", "ix_batch_runs_waits"},
     "schedules of a task": {"ix_batch_schedules_task"},
+    "hand over": {"ix_batch_starts_follow_up"},
+    "merge": {"ix_batch_runs_waits"},
+    "prune merges": {"ix_batch_merges_until", "ix_batch_merged_at"},
 }
 """The indexes that each function uses, besides primary keys. It must use no others."""
 
@@ -354,7 +359,7 @@ BY_KIND = {
     "night": {"uq_batch_schedules_open", "ix_batch_previews_expires"},
     "unserved": {"ix_batch_runs_queue"},
     "check": {"ix_batch_incidents_closed", "ix_batch_incidents_error"},
-    "prune": {"ix_batch_waits_slot"},
+    "prune": {"ix_batch_waits_slot", "ix_batch_merges_until", "ix_batch_merged_at"},
 }
 """Only one of the two uses these. A cancel locks members on PostgreSQL; for the others there are
 few rows here.
@@ -422,7 +427,10 @@ async def plans(
     found, waiting = await kept.read(), Plans(ledger)
     await planned.fill(ledger, 3_000, clock.now())
     await planned.send(ledger, waiting.of, clock.now())
-    yield {**found, **await waiting.read()}
+    starting = Plans(ledger, application)
+    await planned_starts.fill(ledger, application, 3_000, clock.now())
+    await planned_starts.send(ledger, application, starting.of, clock.now())
+    yield {**found, **await waiting.read(), **await starting.read()}
     for database, url in zip((ledger, application), urls, strict=True):
         await database.dispose()
         await databases.drop(url)

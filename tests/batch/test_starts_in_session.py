@@ -27,8 +27,10 @@ from batch_system import (
     start_all,
     start_sync,
 )
-from batch_system.batch.firing.handover import hand_over
+from batch_system.batch.firing.handover import Handover, hand_over
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.nodes.ledger_poll import LedgerChanges
+from batch_system.batch.nodes.outage import Outage
 from batch_system.config import get_settings
 from batch_system.database.companions import starts
 from batch_system.database.engine import Database
@@ -429,6 +431,24 @@ async def test_a_page_of_starts_is_bounded_in_bytes(
     )
     application = Database(place.application, setting="DATABASE_URL", pooled=False)
     ledger = Database(place.ledger, setting="LEDGER_URL", pooled=False)
-    assert await hand_over(application, ledger, MONTH) == 4
-    assert await hand_over(application, ledger, MONTH, after=4) == 6
-    assert await hand_over(application, ledger, MONTH, after=6) is None
+    for left in (2, 0):
+        assert await hand_over(application, ledger, MONTH) == 0
+        assert len(await rows(application, starts)) == left
+    assert await hand_over(application, ledger, MONTH) is None
+
+
+@pytest.mark.parametrize("place", ["two files"], indirect=True)
+async def test_a_poll_looks_into_a_file_only_after_somebody_has_written_to_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application = Database(place.application, setting="DATABASE_URL", pooled=False)
+    ledger = Database(place.ledger, setting="LEDGER_URL", pooled=False)
+    handover = Handover(application, ledger, MONTH, lambda: None, Outage(), lambda: True)
+    wakes: list[int] = []
+    poll = 0
+    monkeypatch.setattr(handover, "wake", lambda: wakes.append(poll))
+    for poll in range(50):
+        if poll == 10:
+            await order(place, 1)
+        handover.on_changes(LedgerChanges(SLOT, False, 1))
+    assert wakes == [10, 11, 40]

@@ -238,7 +238,7 @@ class People(Machine):
         run.awaited_by = group
         self.model.happened["joined late"] += 1
         starts = Starts((StartRequest(self._startable(task.name), None),))
-        run.id = self.world.write(enqueue.write, starts, "ann", None, group.id)
+        run.id = str(self.world.write(enqueue.write, starts, "ann", None, group.id))
 
     def _start_group(
         self, task: plain.Task, then: plain.Task, size: int, on: str, outer: Run | None
@@ -255,7 +255,7 @@ class People(Machine):
 
     def _write_starts(self, made: list[Run], starts: Starts, outer: str | None = None) -> None:
         """`made`: those of the model; the follow-up is the first."""
-        first = self.world.write(enqueue.write, starts, "ann", None, outer)
+        first = str(self.world.write(enqueue.write, starts, "ann", None, outer))
         rows = self.world.look().runs.values()
         ids = [first, *sorted(row["id"] for row in rows if row["awaited_by"] == first)]
         for run, id_ in zip(made, ids, strict=True):

@@ -8,6 +8,7 @@ next service finds their ids in the ledger, and only deletes the rows.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -43,6 +44,11 @@ UNKNOWN = "no service has loaded this task"
 MOST_LEFT = 5
 """A node without the duty of the watch looks after this many polls: every five seconds."""
 MOST_UNREADABLE = 1_000
+QUIET = range(2, 30)
+"""After so many polls that found a SQLite file as it was before, none looks into it. The first may
+miss a change within the same tick of the file system's clock; a network file system may tell of one
+late.
+"""
 
 _SIZES = {"sqlite": "length(CAST(run AS BLOB))", "postgresql": "octet_length(CAST(run AS text))"}
 
@@ -98,16 +104,36 @@ class Handover(Background):
         self._outage = outage
         self._watches = watches
         self._woken = asyncio.Event()
+        self._woken.set()  # for what was left before
         self._left = 0
+        self._files = _stamps_of(application)
+        self._quiet = QUIET.start - 1
+        """How many polls in turn found the files of a SQLite database as they were before."""
+        self._is_due = False
         self._warning = ""
         self._unreadable: set[str] = set()
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll."""
         self._left += 1
-        if self._watches() or self._left >= MOST_LEFT or self._outage.has_failed(self.name):
-            self._left = 0
+        self._is_due |= not self._is_quiet()
+        looks = self._watches() or self._left >= MOST_LEFT or self._outage.has_failed(self.name)
+        if self._is_due and looks:
+            self._left, self._is_due = 0, False
             self.wake()
+
+    def _is_quiet(self) -> bool:
+        """Whether nobody has written to the application's database since the last poll, if that
+        costs no statement to know.
+        """
+        files = _stamps_of(self._application)
+        if not files:
+            return False
+        self._quiet = self._quiet + 1 if files == self._files else 0
+        self._files = files
+        if self._quiet >= QUIET.stop:
+            self._quiet = QUIET.start - 1
+        return self._quiet in QUIET
 
     def wake(self) -> None:
         """Look for starts. Returns at once."""
@@ -121,8 +147,10 @@ class Handover(Background):
                 await self._hand_over_all()
                 self._warning = ""
             except ApplicationAway as error:
+                self._files = ()  # so that the next poll looks
                 self._warn_once(f"no starts can be handed over to the ledger: {error}")
             except Exception as error:  # the background loop's boundary; the next look finds them
+                self._files = ()
                 if self._outage.cause_for(self.name, self._ledger, error) is None:
                     logger.exception("the handing over of starts failed; it is tried again")
 
@@ -152,10 +180,13 @@ async def hand_over(
 ) -> int | None:
     """Hand over the next starts after this number: a page, and the whole groups of its rows.
 
+    What was committed while a page was handed over may have lower numbers than its last row. So the
+    next page begins at the same number, unless all rows of this page stay.
+
     `keep`: how long the ledger keeps runs. Older starts are dropped, because their runs may have
     been made, and deleted since. `unreadable`: the ids of the rows that were told to be unreadable;
-    they stay for a newer version of the service. Returns the last number of the page; None if there
-    is none.
+    they stay for a newer version of the service. Returns the number after which the next page
+    begins; None if there are no rows.
 
     Raises ApplicationAway, and the errors of the driver for the ledger.
     """
@@ -179,9 +210,10 @@ async def hand_over(
         await _merge(ledger, row, start, keep)
     if merging:
         await _delete(application, [row.number for row, _ in merging])
+    is_any_gone = bool(alone)
     for group in dict.fromkeys(row.follow_up for row in rows if row.follow_up is not None):
-        await _hand_over_group(application, ledger, keep, told, group)
-    return int(rows[-1].number)
+        is_any_gone |= await _hand_over_group(application, ledger, keep, told, group)
+    return after if is_any_gone else int(rows[-1].number)
 
 
 async def _merge(ledger: Database, row: Row[Any], start: StoredStart, keep: timedelta) -> None:
@@ -197,16 +229,16 @@ async def _merge(ledger: Database, row: Row[Any], start: StoredStart, keep: time
             await runs.insert_new(connection, new)
             return
         assert start.merging is not None
-        await enqueue.merge(connection, new[0], start.merging.merging(), now)
+        await enqueue.merge(connection, new[0], start.merging.merging())
 
 
 async def _hand_over_group(
     application: Database, ledger: Database, keep: timedelta, told: set[str], group: str
-) -> None:
+) -> bool:
     """Insert a follow-up and its members in one transaction, so that nobody sees half a group.
 
     Nothing is inserted if the follow-up is there already, or another run with its key. If a row is
-    unreadable, the whole group stays.
+    unreadable, the whole group stays, and the result is False.
     """
     done: list[int] = []
     is_new = True
@@ -216,7 +248,7 @@ async def _hand_over_group(
             readable = await offload(_readable, rows, told)
             if len(readable) < len(rows):
                 await connection.rollback()
-                return
+                return False
             new = await _new_runs(connection, readable, now, keep)
             if not done:  # the first row is that of the follow-up
                 is_new = await runs.insert_new(connection, new[:1]) == 1
@@ -225,6 +257,7 @@ async def _hand_over_group(
                 await runs.insert_new(connection, new)
             done += [row.number for row in rows]
     await _delete(application, done)
+    return True
 
 
 def _readable(rows: Sequence[Row[Any]], told: set[str]) -> list[tuple[Row[Any], StoredStart]]:
@@ -284,6 +317,23 @@ async def _delete(application: Database, numbers: Sequence[int]) -> None:
             await connection.execute(delete(starts).where(is_done))
     except (DBAPIError, OSError) as error:
         raise _away(application, error) from error
+
+
+def _stamps_of(application: Database) -> Sequence[tuple[int, ...]]:
+    """What changes when somebody writes to a SQLite database: of its file, and of its log, which is
+    empty for whoever has only opened it. On PostgreSQL there is nothing.
+    """
+    if application.kind != "sqlite":
+        return ()
+    stamps: list[tuple[int, ...]] = []
+    for name in (f"{application.url.database}", f"{application.url.database}-wal"):
+        try:
+            found = os.stat(name)
+        except OSError:
+            stamps.append(())
+            continue
+        stamps.append((found.st_ino, found.st_mtime_ns, found.st_size) if found.st_size else ())
+    return stamps
 
 
 def _away(application: Database, error: BaseException) -> ApplicationAway:

@@ -45,6 +45,11 @@ MOST_LEFT = 5
 seconds.
 """
 _SECOND = timedelta(seconds=1)
+_AGAIN = (0.05, 0.1, 0.2, 0.4)
+"""Seconds until the next looks after looks that could open no run that was ready: a start that
+postpones it may have locked it for a moment, but a run of which another node has loaded the task
+stays ready.
+"""
 MANY = 100
 """Of more runs than this the slots are computed in a thread."""
 
@@ -167,6 +172,8 @@ class Opener(Background):
         self._upstreams: Callable[[], Collection[str]] = tuple
         self._watches: Callable[[], bool] = bool
         self._timer: asyncio.TimerHandle | None = None
+        self._fruitless = 0
+        """How many looks in turn could open no run that was ready."""
         self._left = 0
         """How many polls in turn this node has left what waits to the node of the watch."""
 
@@ -228,25 +235,35 @@ class Opener(Background):
             self._on_opened()
         return settled.number
 
-    def _look_at(self, due_at: datetime | None, now: datetime) -> None:
-        """Look again at `due_at`, when a run may open, instead of at the next poll."""
+    def _look_again(self, seconds: float | None) -> None:
+        """Look after so many seconds, when a run may open, instead of at the next poll."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        if due_at is not None:
-            seconds = (due_at - now).total_seconds()
+        if seconds is not None:
             self._timer = asyncio.get_running_loop().call_later(seconds, self.wake)
 
     async def _open_and_close(self) -> Settled | None:
         async with self._ledger.reader.connect() as connection:
             now = await database_time.now_of(connection)
-            if not await waits.is_any_ready(connection, now):
-                self._look_at(await waits.next_due(connection, now, now + SOON), now)
-                return None
+            due_at = await waits.next_due(connection, now, now + SOON)
+            is_any_ready = await waits.is_any_ready(connection, now)
+        seconds = (due_at - now).total_seconds() if due_at is not None else None
+        if not is_any_ready:
+            self._fruitless = 0
+            self._look_again(seconds)
+            return None
         async with self._ledger.engine.begin() as connection:
-            return await open_and_close(
+            settled = await open_and_close(
                 connection, self._tasks, await database_time.now_of(connection)
             )
+        if settled.number:
+            self._fruitless = 0
+            return settled
+        again = [*_AGAIN[self._fruitless : self._fruitless + 1]]
+        self._fruitless += 1
+        self._look_again(min([*again, *([seconds] if seconds is not None else [])], default=None))
+        return settled
 
 
 @dataclass(frozen=True)

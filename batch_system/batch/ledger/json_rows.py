@@ -106,16 +106,21 @@ def is_of_ids(column: str, kind: str) -> str:
 
 
 def _without_unstorable(encoded: str) -> str:
-    return json.dumps(storable(json.loads(encoded)))
+    return json.dumps(_replaced(json.loads(encoded)))
 
 
 def storable(value: Any) -> Any:
     """The JSON value with other characters in place of those that PostgreSQL can't store."""
+    is_fine = isinstance(value, dict) and not _UNSTORABLE.search(json.dumps(value, default=str))
+    return value if is_fine else _replaced(value)
+
+
+def _replaced(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {storable(k): storable(v) for k, v in value.items()}
-    return [storable(item) for item in value] if isinstance(value, list) else value
+        return {_replaced(k): _replaced(v) for k, v in value.items()}
+    return [_replaced(item) for item in value] if isinstance(value, list) else value
 
 
 def among(column: Column[Any], values: Iterable[Any], kind: str) -> TextualSelect:

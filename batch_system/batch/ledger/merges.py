@@ -80,10 +80,10 @@ _REPLACE = sql.statement(
 )
 _OPEN_WINDOW = sql.statement(
     f"{_INSERT} ON CONFLICT (task, kind, key) DO UPDATE SET run = excluded.run, "
-    "until = excluded.until WHERE batch_merges.until <= :now RETURNING run, until",
+    "until = excluded.until WHERE batch_merges.until <= :at RETURNING run, until",
     run=merges.c.run,
     until=merges.c.until,
-    now=merges.c.until,
+    at=merges.c.until,
 ).columns(merges.c.run, merges.c.until)
 _WINDOW = sql.statement(
     "SELECT run, until FROM batch_merges WHERE task = :task AND kind = :kind AND key = :key"
@@ -134,13 +134,13 @@ async def debounce(connection: AsyncConnection, new: NewRun, key: str, until: da
     return Merged(new.id, True, new.due_at)
 
 
-async def once_in(
-    connection: AsyncConnection, new: NewRun, key: str, until: datetime, now: datetime
-) -> Merged:
-    """Insert a new run, and open the window of its key until `until`, unless one is open."""
+async def once_in(connection: AsyncConnection, new: NewRun, key: str, until: datetime) -> Merged:
+    """Insert a new run, and open the window of its key until `until`, unless one was open when it
+    was requested: many starts may be handed over long after the windows in which they were.
+    """
     values = {"task": new.task, "kind": MergeKind.WINDOW, "key": key}
     opened = await connection.execute(
-        _OPEN_WINDOW, {**values, "run": new.id, "until": until, "now": now}
+        _OPEN_WINDOW, {**values, "run": new.id, "until": until, "at": new.created_at}
     )
     if opened.first() is not None:
         await run_table.insert_group(connection, [new])

@@ -313,7 +313,11 @@ async def insert_group(connection: AsyncConnection, new: Sequence[NewRun]) -> No
     """Insert runs that belong together. Raises IntegrityError if the task of one of them has a run
     with its key.
     """
-    await json_rows.insert(connection, runs, [vars(run) for run in new])
+    if len(new) == 1:  # twice as fast, and most groups are one run that code has started
+        row = {name: json_rows.storable(value) for name, value in vars(new[0]).items()}
+        await connection.execute(runs.insert().inline(), row)
+    else:
+        await json_rows.insert(connection, runs, [vars(run) for run in new])
     _tell_others(connection, new)
 
 

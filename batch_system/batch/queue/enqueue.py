@@ -92,7 +92,7 @@ async def write(
     new, follow_up = planned(starts, now, by, parent, group)
     merging = starts.runs[0].merging if starts.runs else None
     if merging is not None:
-        return await merge(connection, new[0], merging, now)
+        return await merge(connection, new[0], merging)
     return await insert(connection, new, follow_up)
 
 
@@ -130,12 +130,8 @@ async def insert(
     return StartedRun(first.id, "created")
 
 
-async def merge(
-    connection: AsyncConnection, new: NewRun, merging: Merging, now: datetime
-) -> StartedRun:
-    """Merge a new run with earlier starts, or insert it, in the caller's transaction. `now`: the
-    database time.
-    """
+async def merge(connection: AsyncConnection, new: NewRun, merging: Merging) -> StartedRun:
+    """Merge a new run with earlier starts, or insert it, in the caller's transaction."""
     if merging.debounce is not None:
         assert merging.at_most is not None
         at_latest = new.created_at + timedelta(seconds=merging.at_most)
@@ -144,7 +140,7 @@ async def merge(
         return StartedRun(run.run, "created" if run.is_new else "merged", run.until)
     assert merging.once_in is not None
     until = new.created_at + timedelta(seconds=merging.once_in)
-    run = await merges.once_in(connection, new, merging.key, until, now)
+    run = await merges.once_in(connection, new, merging.key, until)
     return StartedRun(run.run, "created" if run.is_new else "dropped", run.until)
 
 

@@ -23,7 +23,7 @@ from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from batch_system import clock
 from batch_system.batch.context.current_run import current_run_if_any
-from batch_system.batch.ledger import database_time, json_rows
+from batch_system.batch.ledger import database_time
 from batch_system.batch.queue import enqueue
 from batch_system.batch.queue.requests import StartedRun, Starts
 from batch_system.batch.queue.start_rows import stored
@@ -46,6 +46,7 @@ _LOOK = {
         "NULL AS server"
     ),
 }
+_INSERT = companions.starts.insert().inline()  # whose number a row gets is of no interest
 KEY = "batch_starts"
 """The key of what is known about a transaction in the `info` of its session."""
 MOST_PLACES = 100
@@ -69,6 +70,7 @@ class _Transaction:
     """
 
     root: SessionTransaction
+    connection: AsyncConnection
     is_ledger: bool
     began_at: datetime
     """The time of the ledger, or without it that of this machine."""
@@ -110,7 +112,8 @@ async def write(session: AsyncSession, starts: Starts) -> StartedRun:
             f"start(): session is of the type {type(session).__name__}; allowed: an AsyncSession "
             "of SQLAlchemy (for a synchronous one there is start_sync())"
         )
-    connection = await session.connection()
+    known = _known(session.sync_session)
+    connection = known.connection if known is not None else await session.connection()
     return await _write(session.sync_session, connection, starts, _place_of_ledger)
 
 
@@ -153,7 +156,7 @@ async def _write(
             transaction.known.update(task.name for task in unknown)
         return await enqueue.insert(connection, new, follow_up)
     rows = [stored(run, follow_up, merging) for run in (*([follow_up] if follow_up else []), *new)]
-    await json_rows.insert_all(connection, companions.starts, rows)
+    await connection.execute(_INSERT, rows)
     return StartedRun(rows[0]["id"], "pending")
 
 
@@ -163,11 +166,10 @@ async def _transaction_of(
     place_of_ledger: Callable[[], Awaitable[_Place | None]],
 ) -> _Transaction:
     """What is known about the session's transaction. Its first start looks at the database."""
+    if (known := _known(session)) is not None:
+        return known
     root = session.get_transaction()
     assert root is not None
-    found: _Transaction | None = session.info.get(KEY)
-    if found is not None and found.root is root:
-        return found
     kind = connection.dialect.name
     if kind not in _LOOK:
         raise InvalidParameters(
@@ -197,8 +199,15 @@ async def _transaction_of(
     now = await database_time.now_of(connection) if is_ledger else clock.now()
     if KEY not in session.info:
         event.listen(session, "after_transaction_end", _at_end)
-    session.info[KEY] = transaction = _Transaction(root, is_ledger, now, _loop())
+    session.info[KEY] = transaction = _Transaction(root, connection, is_ledger, now, _loop())
     return transaction
+
+
+def _known(session: Session) -> _Transaction | None:
+    """What is known about the transaction of a session, if it can still be used."""
+    found: _Transaction | None = session.info.get(KEY)
+    is_its = found is not None and found.root is session.get_transaction() and session.is_active
+    return found if is_its else None
 
 
 def _is_autocommit(connection: AsyncConnection) -> bool:
