@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import BigInteger, Row, TextClause, delete
+from sqlalchemy import BigInteger, Row, TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -312,12 +312,23 @@ async def _read(
         raise _away(application, error) from error
 
 
-async def _delete(application: Database, rows: Iterable[Row[Any]]) -> None:
-    numbers = [row.number for row in rows]
-    is_done = json_rows.is_among(starts.c.number, numbers, application.kind)
+async def _delete(application: Database, rows: Sequence[Row[Any]]) -> None:
+    """Delete these rows, unless another node has done so: SQLite may have given their numbers to
+    new rows since.
+    """
+    kind = application.kind
+    columns = (starts.c.number, starts.c.id)
+    is_done = " AND ".join(
+        sql.among(each.name, f"SELECT v.{each.name} FROM {json_rows.source([each], kind)}", kind)
+        for each in columns
+    )
+    statement = text(f"DELETE FROM batch_starts WHERE {is_done}")
+    values = json_rows.encode(
+        ({each.name: row._mapping[each.name] for each in columns} for row in rows), kind
+    )
     try:
         async with application.engine.begin() as connection:
-            await connection.execute(delete(starts).where(is_done))
+            await connection.execute(statement, {"rows": values})
     except (DBAPIError, OSError) as error:
         raise _away(application, error) from error
 
