@@ -55,7 +55,7 @@ async def send(ledger: Database, application: Database, of: Of, now: datetime) -
         rows = await handover._read(application, handover.PAGES, after=100)
         group = rows[-1].follow_up
         assert await handover._read(application, handover.GROUPS, group=group, after=0)
-        await handover._delete(application, rows)
+        await handover._delete(application, [(row.number, row.id) for row in rows])
     async with ledger.engine.begin() as connection:
         with of("merge"):
             assert await merges.is_first(connection, new_id(), now)

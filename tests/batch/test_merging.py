@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import bindparam, text
 
 from batch_system import BaseTask, TaskRegistry, clock, config, get_db, start
+from batch_system.batch.firing import handover
 from batch_system.batch.firing.handover import hand_over
 from batch_system.batch.firing.waiting import Opener, open_and_close
 from batch_system.batch.ledger import merges
@@ -187,6 +188,31 @@ async def test_a_start_that_is_committed_while_a_page_is_handed_over_comes_befor
     [row] = await rows(moved)
     assert row["params"] == {"doc": 2}
     assert await rows(application, starts) == []
+
+
+async def test_rows_that_another_node_has_deleted_are_not_deleted_by_their_numbers(
+    moved: Database, application: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite gives the number of a deleted row to a new one when the table is empty."""
+    delete = handover._delete
+
+    async def delete_late(application: Database, rows: Any) -> None:
+        monkeypatch.setattr(handover, "_delete", delete)
+        await hand_over(application, moved, timedelta(days=30))
+        await order()
+        async with application.engine.begin() as connection:
+            await connection.execute(starts.update().values(number=rows[0].number))
+        await delete(application, rows)
+
+    async def order() -> None:
+        async with get_db() as db:
+            await start(Reindex, session=db)
+            await db.commit()
+
+    monkeypatch.setattr(handover, "_delete", delete_late)
+    await order()
+    await hand_over(application, moved, timedelta(days=30))
+    assert len(await rows(application, starts)) == 1
 
 
 async def test_a_run_that_was_locked_when_it_should_open_opens_at_once_afterwards(

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import BigInteger, Column, Row, Text, delete
+from sqlalchemy import BigInteger, Column, Row, Text, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
@@ -67,12 +67,16 @@ def _page(kind: str, condition: str) -> TextualSelect:
         after=BigInteger(),
         **({"group": starts.c.follow_up} if ":group" in condition else {}),
     )
-    text = Column("run", Text)
-    return statement.columns(starts.c.number, starts.c.id, starts.c.at, starts.c.follow_up, text)
+    run = Column("run", Text)
+    return statement.columns(starts.c.number, starts.c.id, starts.c.at, starts.c.follow_up, run)
 
 
 PAGES = {kind: _page(kind, "number > :after") for kind in _SIZES}
 GROUPS = {kind: _page(kind, "follow_up = :group AND number > :after") for kind in _SIZES}
+
+
+Place = tuple[int, str]
+"""The number and the id of a row."""
 
 
 class ApplicationAway(DatabaseError):
@@ -204,12 +208,12 @@ async def hand_over(
             await runs.insert_new(
                 connection, sorted(new, key=lambda run: (run.task, run.key or ""))
             )
-        await _delete(application, [row.number for row, _ in plain])
+        await _delete(application, [(row.number, row.id) for row, _ in plain])
     merging = [(row, start) for row, start in alone if start.merging is not None]
     for row, start in merging:
         await _merge(ledger, row, start, keep)
     if merging:
-        await _delete(application, [row.number for row, _ in merging])
+        await _delete(application, [(row.number, row.id) for row, _ in merging])
     is_any_gone = bool(alone)
     for group in dict.fromkeys(row.follow_up for row in rows if row.follow_up is not None):
         is_any_gone |= await _hand_over_group(application, ledger, keep, told, group)
@@ -240,11 +244,13 @@ async def _hand_over_group(
     Nothing is inserted if the follow-up is there already, or another run with its key. If a row is
     unreadable, the whole group stays, and the result is False.
     """
-    done: list[int] = []
+    done: list[Place] = []
     is_new = True
     async with ledger.engine.begin() as connection:
         now = await database_time.now_of(connection)
-        while rows := await _read(application, GROUPS, group=group, after=done[-1] if done else 0):
+        while rows := await _read(
+            application, GROUPS, group=group, after=done[-1][0] if done else 0
+        ):
             readable = await offload(_readable, rows, told)
             if len(readable) < len(rows):
                 await connection.rollback()
@@ -255,7 +261,7 @@ async def _hand_over_group(
                 new = new[1:]
             if is_new:
                 await runs.insert_new(connection, new)
-            done += [row.number for row in rows]
+            done += [(row.number, row.id) for row in rows]
     await _delete(application, done)
     return True
 
@@ -310,11 +316,21 @@ async def _read(
         raise _away(application, error) from error
 
 
-async def _delete(application: Database, numbers: Sequence[int]) -> None:
-    is_done = json_rows.is_among(starts.c.number, numbers, application.kind)
+async def _delete(application: Database, rows: Sequence[Place]) -> None:
+    """Delete these rows, unless another node has done so: SQLite may have given their numbers to
+    new rows since.
+    """
+    kind = application.kind
+    columns = (starts.c.number, starts.c.id)
+    is_done = " AND ".join(
+        sql.among(each.name, f"SELECT v.{each.name} FROM {json_rows.source([each], kind)}", kind)
+        for each in columns
+    )
+    statement = text(f"DELETE FROM batch_starts WHERE {is_done}")
+    values = json_rows.encode(({"number": number, "id": id} for number, id in rows), kind)
     try:
         async with application.engine.begin() as connection:
-            await connection.execute(delete(starts).where(is_done))
+            await connection.execute(statement, {"rows": values})
     except (DBAPIError, OSError) as error:
         raise _away(application, error) from error
 
