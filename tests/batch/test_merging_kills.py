@@ -174,7 +174,7 @@ class Processes:
     ("quiet", "killing"),
     [
         pytest.param(3, 5, marks=pytest.mark.rest),
-        pytest.param(20, 100, marks=pytest.mark.nightly),
+        pytest.param(15, 80, marks=pytest.mark.nightly),
     ],
 )
 def test_every_start_counts_once_and_in_its_order(
