@@ -201,7 +201,7 @@ async def test_rows_that_another_node_has_deleted_are_not_deleted_by_their_numbe
         await hand_over(application, moved, timedelta(days=30))
         await order()
         async with application.engine.begin() as connection:
-            await connection.execute(starts.update().values(number=rows[0].number))
+            await connection.execute(starts.update().values(number=rows[0][0]))
         await delete(application, rows)
 
     async def order() -> None:

@@ -426,7 +426,7 @@ async def test_a_page_of_starts_is_bounded_in_bytes(
         await order(place, n)
     await stored(
         place,
-        "UPDATE batch_starts SET run = json_set(run, '$.traceparent', :text)",
+        "UPDATE batch_starts SET run = json_set(run, '$.requested_by', :text)",
         text="x" * 1_000_000,
     )
     application = Database(place.application, setting="DATABASE_URL", pooled=False)
