@@ -5,7 +5,7 @@ those of which one counts in a window of time (`once_in`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from sqlalchemy import Column, Index, PrimaryKeyConstraint, String, Table, delete
@@ -46,6 +46,11 @@ merged = Table(
     Column("at", UtcDateTime, nullable=False),
     Index("ix_batch_merged_at", "at"),
 )
+
+
+KEPT = timedelta(days=1)
+"""A window is known for so long after its end: starts that were made in it may be handed over late.
+"""
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,9 @@ async def is_first(connection: AsyncConnection, start: str, at: datetime) -> boo
     return (await connection.execute(first, {"id": start, "at": at})).rowcount == 1
 
 
-async def prune(connection: AsyncConnection, now: datetime, before: datetime) -> None:
-    """Delete keys whose time is over, and the starts that were handed over before `before`."""
-    await connection.execute(delete(merges).where(merges.c.until < now))
+async def prune(connection: AsyncConnection, ended: datetime, before: datetime) -> None:
+    """Delete keys whose time was over at `ended`, and the starts that were handed over before
+    `before`.
+    """
+    await connection.execute(delete(merges).where(merges.c.until < ended))
     await connection.execute(delete(merged).where(merged.c.at < before))

@@ -26,6 +26,7 @@ from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.buckets import KEPT, buckets
 from batch_system.batch.ledger.incidents.tables import incidents, outbox
 from batch_system.batch.ledger.maintenance import maintenance
+from batch_system.batch.ledger.merges import KEPT as KEPT_MERGES
 from batch_system.batch.ledger.merges import merged, merges
 from batch_system.batch.ledger.parts import HAS_NO_ACTIVE
 from batch_system.batch.ledger.people.access import LINK
@@ -140,7 +141,7 @@ def has_old_requests(now: datetime, before: datetime) -> Select[Any]:
         select(sessions.c.id).where(sessions.c.expires_at < now),
         select(tokens.c.id).where(tokens.c.kind == LINK, tokens.c.expires_at < now),
         select(previews.c.id).where(previews.c.expires_at < now),
-        select(merges.c.run).where(merges.c.until < now),
+        select(merges.c.run).where(merges.c.until < now - KEPT_MERGES),
         select(merged.c.id).where(merged.c.at < before),
         select(events.c.id).where(events.c.at < before),
         select(incidents.c.id).where(incidents.c.closed_at < before),

@@ -303,7 +303,7 @@ class Pruner:
             await access.prune(connection, now)
             await maintenance.prune(connection, before)
             await previews.prune(connection, now)
-            await merges.prune(connection, now, now - timedelta(days=self._keep.days))
+            await merges.prune(connection, now - merges.KEPT, now - timedelta(days=self._keep.days))
             await buckets.prune(connection, now)
             await incidents.prune(connection, before)
             await outbox.prune(connection, now - conditions.KEEP_MESSAGES)
