@@ -149,10 +149,14 @@ class Handover(Background):
             self._woken.clear()
             try:
                 await self._hand_over_all()
+                self._outage.over_for(self.name)
                 self._warning = ""
-            except ApplicationAway as error:
+            except (ApplicationAway, TimeoutError) as error:
+                # Which database does not answer in time is not known here. If it is the ledger,
+                # other parts tell that.
                 self._files = ()  # so that the next poll looks
-                self._warn_once(f"no starts can be handed over to the ledger: {error}")
+                why = str(error) or "a database does not answer in time"
+                self._warn_once(f"no starts can be handed over to the ledger: {why}")
             except Exception as error:  # the background loop's boundary; the next look finds them
                 self._files = ()
                 if self._outage.cause_for(self.name, self._ledger, error) is None:
@@ -166,7 +170,6 @@ class Handover(Background):
                     self._application, self._ledger, self._keep, self._unreadable, after
                 )
             if after is not None:
-                self._outage.over_for(self.name)
                 self._on_queued()
 
     def _warn_once(self, message: str) -> None:
