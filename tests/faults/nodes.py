@@ -192,9 +192,14 @@ class Nodes:
 
 def children_of(pid: int) -> set[int]:
     """The processes that descend from this one."""
-    files = Path(f"/proc/{pid}/task").glob("*/children")
-    own = {int(child) for file in files for child in file.read_text().split()}
+    own = own_children_of(pid)
     return own | {each for child in own for each in children_of(child)}
+
+
+def own_children_of(pid: int) -> set[int]:
+    """The processes whose parent is this one."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return {int(child) for file in files for child in file.read_text().split()}
 
 
 def has_begun(service: Service) -> bool:
