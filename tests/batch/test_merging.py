@@ -298,4 +298,3 @@ async def test_a_debounced_run_begins_on_time_and_every_door_says_what_became_of
     once: dict[str, Any] = {"name": "reindex", "once_in": 60}
     assert [(await operations(StartRun(**once))).how for _ in range(2)] == ["created", "dropped"]
     await service.stop()
-    await asyncio.sleep(0)

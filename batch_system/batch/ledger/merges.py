@@ -70,7 +70,7 @@ _INSERT = (
 )
 
 _LOCK = sql.statement(
-    f"{_INSERT} ON CONFLICT (task, kind, key) DO UPDATE SET until = batch_merges.until "
+    f"{_INSERT}ON CONFLICT (task, kind, key) DO UPDATE SET until = batch_merges.until "
     "RETURNING run, until",
     run=merges.c.run,
     until=merges.c.until,
@@ -84,7 +84,7 @@ _REPLACE = sql.statement(
     until=merges.c.until,
 )
 _OPEN_WINDOW = sql.statement(
-    f"{_INSERT} ON CONFLICT (task, kind, key) DO UPDATE SET run = excluded.run, "
+    f"{_INSERT}ON CONFLICT (task, kind, key) DO UPDATE SET run = excluded.run, "
     "until = excluded.until WHERE batch_merges.until <= :at RETURNING run, until",
     run=merges.c.run,
     until=merges.c.until,
