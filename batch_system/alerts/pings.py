@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from batch_system.alerts import sending
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 logger = get_logger("batch_system.batch")
 
 EVERY_SECONDS = 60.0
+LATE = timedelta(seconds=3 * EVERY_SECONDS)
+"""Pings are in vain if none has succeeded for so long."""
 TIMEOUT = 10.0
 MOST_WAITING = 1_000
 """The most calls that wait. Further ones are dropped, which is logged."""

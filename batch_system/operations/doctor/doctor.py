@@ -17,8 +17,8 @@ from sqlalchemy import Row, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
+from batch_system.alerts import pings
 from batch_system.alerts.channels import Channels
-from batch_system.alerts.pings import EVERY_SECONDS
 from batch_system.batch.incidents.overdue import BACKUP_TASK, in_words
 from batch_system.batch.incidents.watched import watched_tasks
 from batch_system.batch.ledger import database_time
@@ -44,8 +44,6 @@ LITTLE_SPACE = 1_000_000_000
 LATE_MESSAGE = timedelta(minutes=10)
 LATELY = timedelta(days=1)
 LARGE_LAG = 1.0
-LATE_PING = timedelta(seconds=3 * EVERY_SECONDS)
-"""Pings are in vain if none has succeeded for so long."""
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 MOST_NAMED = 5
 
@@ -263,9 +261,9 @@ async def _ping(context: Context) -> list[Check]:
     failing = max(living, key=lambda each: each.failed_at, default=_NO_CALL)
     error = f"to {failing.node} the dead man's switch {failing.error}"
     age = in_words(now - last.good_at)
-    if last.good_at > now - LATE_PING:
+    if last.good_at > now - pings.LATE:
         text = f"the last ping was {age} ago, by {last.node}"
-        if failing.failed_at <= now - LATE_PING:
+        if failing.failed_at <= now - pings.LATE:
             return [Check(part="ping", health="good", text=text)]
         return [Check(part="ping", health="warning", text=f"{text}; {error}", do=_MEND_PING)]
     is_set = context.settings.BATCH_PING_URL is not None
