@@ -423,6 +423,34 @@ class Pooler:
         writer.close()
 
 
+@asynccontextmanager
+async def beating_behind_a_pooler(
+    ledger: Database, beat_seconds: float, told: list[Any], polls: list[Any]
+) -> AsyncIterator[str]:
+    """The id of a node whose heartbeat uses a Pooler."""
+    url = make_url(dsn_of(ledger)).set(drivername="postgresql+asyncpg")
+    folder = url.query["host"]
+    async with Pooler(f"{folder}/.s.PGSQL.5432") as port:
+        pooled = url.set(host="127.0.0.1", port=port, query={"ssl": "disable"})
+        node = await put_node(ledger)
+        heart = Heartbeat(
+            pooled.render_as_string(hide_password=False),
+            node,
+            Lease(30),
+            beat_seconds=beat_seconds,
+            lease_seconds=30,
+            poll_seconds=0.1,
+        )
+        heart.start(
+            lambda _: None,
+            lambda: None,
+            lambda found: polls.append(found.is_claimable),
+            told.append,
+        )
+        yield node
+        await asyncio.to_thread(heart.stop)
+
+
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 async def test_behind_a_pooler_that_passes_no_wakes_on_a_node_logs_that_once_and_polls(
     ledger: Database, monkeypatch: pytest.MonkeyPatch
@@ -439,23 +467,8 @@ async def test_behind_a_pooler_that_passes_no_wakes_on_a_node_logs_that_once_and
 
     monkeypatch.setattr(listener.Listener, "_prove", noted)
     polls: list[Any] = []
-    url = make_url(dsn_of(ledger)).set(drivername="postgresql+asyncpg")
-    folder = url.query["host"]
-    async with Pooler(f"{folder}/.s.PGSQL.5432") as port:
-        pooled = url.set(host="127.0.0.1", port=port, query={"ssl": "disable"})
-        node = await put_node(ledger)
-        heart = Heartbeat(
-            pooled.render_as_string(hide_password=False),
-            node,
-            Lease(30),
-            beat_seconds=5,
-            lease_seconds=30,
-            poll_seconds=0.1,
-        )
-        told: list[Any] = []
-        heart.start(
-            lambda: None, lambda: None, lambda found: polls.append(found.is_claimable), told.append
-        )
+    told: list[Any] = []
+    async with beating_behind_a_pooler(ledger, 5, told, polls):
         await until(lambda: asyncio.sleep(0, warned))
         assert "passes no notifications on" in warned[0]
         assert "POLL_SECONDS" in warned[0]
@@ -467,5 +480,55 @@ async def test_behind_a_pooler_that_passes_no_wakes_on_a_node_logs_that_once_and
             theirs = "FROM pg_stat_activity WHERE application_name LIKE 'batch/%/heartbeat'"
             await connection.execute(text(f"SELECT pg_terminate_backend(pid) {theirs}"))
         await until(lambda: asyncio.sleep(0, len(proofs) > 1))
-        await asyncio.to_thread(heart.stop)
     assert sum("passes no notifications on" in warning for warning in warned) == 1
+
+
+@pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
+async def test_a_node_that_waits_for_a_lock_still_finds_out_that_no_wakes_are_passed_on(
+    ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "PROOF_SECONDS", 0.2)
+    monkeypatch.setattr(listener, "ANSWER_SECONDS", 0.5)
+    warned: list[str] = []
+    monkeypatch.setattr(listener.logger, "warning", warned.append)
+    sent: list[bool] = []
+    notify_itself = listener.Listener._notify_itself
+    loop = asyncio.get_running_loop()
+
+    async def behind_lock(self: listener.Listener, channel: str) -> bool:
+        """Its beats wait while it sends for the first time, and after it has sent."""
+        if not sent:
+            await keep_in_use(self)
+        sent.append(await notify_itself(self, channel))
+        if sent[-1]:
+            await keep_in_use(self)
+        return sent[-1]
+
+    async def keep_in_use(self: listener.Listener) -> None:
+        locked = asyncio.run_coroutine_threadsafe(lock(self._node), loop)
+        await asyncio.wrap_future(locked)
+        await until(lambda: asyncio.sleep(0, self._is_in_use()))
+
+    async def lock(node: str) -> None:
+        own_row = text("SELECT id FROM batch_nodes WHERE id = :node FOR UPDATE")
+        await theirs.execute(own_row, {"node": node})
+
+    monkeypatch.setattr(listener.Listener, "_notify_itself", behind_lock)
+    waits: list[float] = []
+    is_set_within = listener.is_set_within
+
+    async def noted(event: asyncio.Event, seconds: float) -> bool:
+        found = await is_set_within(event, seconds)
+        waits.append(seconds)
+        return found
+
+    monkeypatch.setattr(listener, "is_set_within", noted)
+    async with ledger.engine.connect() as theirs, beating_behind_a_pooler(ledger, 0.1, [], []):
+        await until(lambda: asyncio.sleep(0, sent))
+        await theirs.rollback()
+        await until(lambda: asyncio.sleep(0, waits))
+        await theirs.rollback()
+        await until(lambda: asyncio.sleep(0, warned))
+    assert sent == [False, True]
+    assert len(waits) > 1
+    assert "passes no notifications on" in warned[0]

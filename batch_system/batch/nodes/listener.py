@@ -65,8 +65,9 @@ class Listener:
             self._warn(f"refuses LISTEN ({error})")
             return
         self._on_wake(Wake(None))  # a notification may have come before
-        if self._proving is None or self._proving.done():
-            self._proving = asyncio.create_task(self._prove(channel))
+        if self._proving is not None:  # its notification may have gone to the connection before
+            self._proving.cancel()
+        self._proving = asyncio.create_task(self._prove(channel))
 
     def _on_notification(self, _: Any, __: int, ___: str, payload: str) -> None:
         if payload == self._proof:
@@ -81,8 +82,21 @@ class Listener:
             self._on_wake(Wake.of(payload, self._node))
 
     async def _prove(self, channel: str) -> None:
-        """Send itself a notification by another connection, because a pooler may accept LISTEN and
-        then pass nothing on.
+        """Find out whether notifications arrive, because a pooler may accept LISTEN and then pass
+        nothing on.
+        """
+        while not await self._notify_itself(channel):
+            await asyncio.sleep(PROOF_SECONDS)
+        while not await is_set_within(self._is_heard, PROOF_SECONDS):
+            if not self._is_in_use():  # a use of the connection delays the notification
+                self._warn(
+                    "passes no notifications on, like a pooler such as PgBouncer in transaction "
+                    f"mode (set {pooler.SETTING}=transaction if it is one)"
+                )
+                return
+
+    async def _notify_itself(self, channel: str) -> bool:
+        """Send itself a notification by another connection. Returns whether it was sent.
 
         The own connection must not be in use meanwhile, because a pooler passes on what arrives
         during a transaction.
@@ -101,13 +115,8 @@ class Listener:
                     await asyncio.sleep(IN_USE_SECONDS)
                 await connection.commit()
         except (DBAPIError, OSError):  # the polls report it
-            return
-        # A use of the connection delays the notification.
-        if not await is_set_within(self._is_heard, PROOF_SECONDS) and not self._is_in_use():
-            self._warn(
-                "passes no notifications on, like a pooler such as PgBouncer in transaction mode "
-                f"(set {pooler.SETTING}=transaction if it is one)"
-            )
+            return False
+        return True
 
     def _is_in_use(self) -> bool:
         return cast(QueuePool, self._database.engine.pool).checkedout() > 0
