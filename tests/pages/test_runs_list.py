@@ -12,10 +12,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from batch_system import clock
 from batch_system.batch.ledger import run_query, tables
+from batch_system.operations.runs import listing
+from batch_system.operations.runs.results import RunPage
 from batch_system.pages.runs import runs_file
 from tests.batch.ledger_world import until
 from tests.pages.conftest import People
@@ -259,3 +261,23 @@ async def test_a_view_is_saved_as_a_tab_of_the_browser_and_forgotten(people: Peo
     assert name not in unescape(await people.viewer.page("/runs"))
     people.viewer.client.cookies.set("batch_views", "%00;=" * 2_000)
     await people.viewer.page("/runs")
+
+
+async def test_a_run_that_ends_while_its_page_is_made_is_on_it_once(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [run] = await make(people, {"state": "retrying", "due_at": clock.now() + timedelta(hours=1)})
+    list_runs = listing.list_runs
+    is_first = True
+
+    async def ended_meanwhile(*given: Any) -> RunPage:
+        nonlocal is_first
+        found = await list_runs(*given)
+        if is_first:
+            is_first = False
+            async with people.served.service.ledger.engine.begin() as connection:
+                await connection.execute(update(tables.runs).values(state="failed"))
+        return found
+
+    monkeypatch.setattr(listing, "list_runs", ended_meanwhile)
+    assert (await people.viewer.page("/runs")).count(f'<tr id="r-{run}"') == 1

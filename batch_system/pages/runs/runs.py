@@ -67,14 +67,17 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
     wanted = RunFilter.of(**conditions_of(given, viewer))
     context = viewer.operations.context
     is_folded = query.get("fold", _usual_fold(given)) != "0"
-    found = await listing.list_runs(context, wanted, PAGE, after)
     is_mixed = "state" not in given
     active, outages = RunPage(runs=[], after=None), []
-    if is_mixed and after is None:
+    if is_mixed and after is None:  # before the others, so that a run that ends is in one of both
         of_active = wanted.model_copy(update={"state": list(ACTIVE)})
         active = await listing.list_runs(context, of_active, MOST_ACTIVE)
         outages = [] if isinstance(viewer, LiveViewer) else await _outages(viewer)
-    over = [run for run in found.runs if not (is_mixed and run.state in ACTIVE)]
+    found = await listing.list_runs(context, wanted, PAGE, after)
+    listed = {run.id for run in active.runs}
+    over = [
+        run for run in found.runs if run.id not in listed and not (is_mixed and run.state in ACTIVE)
+    ]
     going_on = [Line(run, (run,), seconds_of(run, viewer.now)) for run in active.runs]
     lines = lines_of(over, viewer.now, is_folded, query.get("unfold"))
     # A live page gets rows only.
