@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -108,29 +108,40 @@ class Handover(Background):
         self._outage = outage
         self._watches = watches
         self._woken = asyncio.Event()
-        self._woken.set()  # for what was left before
         self._left = 0
-        self._files = _stamps_of(application)
+        self._files: Sequence[tuple[int, ...]] = ()  # so that the first poll looks
         self._quiet = QUIET.start - 1
         """How many polls in turn found the files of a SQLite database as they were before."""
-        self._is_due = False
+        self._has_changed = False
         self._warning = ""
         self._unreadable: set[str] = set()
+        self.wake()  # for what was left before
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll."""
         self._left += 1
-        self._is_due |= not self._is_quiet()
-        looks = self._watches() or self._left >= MOST_LEFT or self._outage.has_failed(self.name)
-        if self._is_due and looks:
-            self._left, self._is_due = 0, False
-            self.wake()
+        self._woken.set()
 
-    def _is_quiet(self) -> bool:
+    def wake(self) -> None:
+        """Look for starts. Returns at once."""
+        self._is_asked = True
+        self._woken.set()
+
+    async def _is_due(self) -> bool:
+        """Whether to look for starts now: because somebody asks, or after a poll."""
+        if not self._is_asked:
+            self._has_changed |= not self._is_quiet(await offload(_stamps_of, self._application))
+            looks = self._watches() or self._left >= MOST_LEFT or self._outage.has_failed(self.name)
+            if not self._has_changed or not looks:
+                return False
+        self._is_asked = self._has_changed = False
+        self._left = 0
+        return True
+
+    def _is_quiet(self, files: Sequence[tuple[int, ...]]) -> bool:
         """Whether nobody has written to the application's database since the last poll, if that
-        costs no statement to know.
+        costs no statement to know. `files`: what `_stamps_of` returns.
         """
-        files = _stamps_of(self._application)
         if not files:
             return False
         self._quiet = self._quiet + 1 if files == self._files else 0
@@ -139,14 +150,12 @@ class Handover(Background):
             self._quiet = QUIET.start - 1
         return self._quiet in QUIET
 
-    def wake(self) -> None:
-        """Look for starts. Returns at once."""
-        self._woken.set()
-
     async def _loop(self) -> None:
         while True:
             await self._woken.wait()
             self._woken.clear()
+            if not await self._is_due():
+                continue
             try:
                 await self._hand_over_all()
                 self._outage.over_for(self.name)
@@ -211,12 +220,12 @@ async def hand_over(
             await runs.insert_new(
                 connection, sorted(new, key=lambda run: (run.task, run.key or ""))
             )
-        await _delete(application, [(row.number, row.id) for row, _ in plain])
+        await _delete(application, _places(row for row, _ in plain))
     merging = [(row, start) for row, start in alone if start.merging is not None]
     for row, start in merging:
         await _merge(ledger, row, start, keep)
     if merging:
-        await _delete(application, [(row.number, row.id) for row, _ in merging])
+        await _delete(application, _places(row for row, _ in merging))
     is_any_gone = bool(alone)
     for group in dict.fromkeys(row.follow_up for row in rows if row.follow_up is not None):
         is_any_gone |= await _hand_over_group(application, ledger, keep, told, group)
@@ -264,7 +273,7 @@ async def _hand_over_group(
                 new = new[1:]
             if is_new:
                 await runs.insert_new(connection, new)
-            done += [(row.number, row.id) for row in rows]
+            done += _places(rows)
     await _delete(application, done)
     return True
 
@@ -319,7 +328,11 @@ async def _read(
         raise _away(application, error) from error
 
 
-async def _delete(application: Database, rows: Sequence[Place]) -> None:
+def _places(rows: Iterable[Row[Any]]) -> list[Place]:
+    return [(row.number, row.id) for row in rows]
+
+
+async def _delete(application: Database, places: Sequence[Place]) -> None:
     """Delete these rows, unless another node has done so: SQLite may have given their numbers to
     new rows since.
     """
@@ -330,7 +343,7 @@ async def _delete(application: Database, rows: Sequence[Place]) -> None:
         for each in columns
     )
     statement = text(f"DELETE FROM batch_starts WHERE {is_done}")
-    values = json_rows.encode(({"number": number, "id": id} for number, id in rows), kind)
+    values = json_rows.encode(({"number": number, "id": id} for number, id in places), kind)
     try:
         async with application.engine.begin() as connection:
             await connection.execute(statement, {"rows": values})
