@@ -449,6 +449,28 @@ def test_a_task_that_no_service_has_is_not_queued(
     refuses(batch("run", "nope", "--queue"), "'nope'", "tick")
 
 
+@pytest.mark.rest
+@pytest.mark.parametrize(
+    ("option", "first", "second"),
+    [
+        (
+            "--debounce",
+            r"run (\S+) begins at \S+ \S+Z at the earliest",
+            r"merged with run (\S+), which begins at \S+ \S+Z at the earliest",
+        ),
+        ("--once-in", r"run (\S+) queued", r"dropped: run (\S+) counts until \S+ \S+Z"),
+    ],
+)
+def test_a_start_that_makes_no_run_names_the_run_that_stands_for_it(
+    batch: Batch, files: None, option: str, first: str, second: str
+) -> None:
+    assert batch("run", "tick").code == 0
+    started, joined = (batch("run", "tick", "--queue", option, "60").out for _ in range(2))
+    found = re.fullmatch(f"{first}\n", started), re.fullmatch(f"{second}\n", joined)
+    assert found[0] is not None and found[1] is not None, (started, joined)
+    assert found[0][1] == found[1][1]
+
+
 @pytest.mark.first_start
 def test_without_a_ledger_there_is_nothing_to_manage(tmp_path: Path) -> None:
     done = command(tmp_path, "pause", "tick")
