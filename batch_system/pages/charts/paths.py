@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -202,7 +203,9 @@ class Paths:
         ]
 
     def _pen(self, css: str, thickness: str | None) -> Pen:
-        return self._pens.setdefault((css, thickness), Pen())
+        if (pen := self._pens.get((css, thickness))) is None:
+            pen = self._pens[css, thickness] = Pen()
+        return pen
 
     def _line(self, pen: Pen, box: Rectangle, y: float, height: float) -> None:
         pen.move(self._units(box.x + box.width / 2), y + height)
@@ -255,6 +258,7 @@ def _alike(places: list[tuple[float, float]], step: float, wide: float) -> int:
     return len(places)
 
 
+@lru_cache(4_096)
 def _tenths(value: int) -> str:
     whole, rest = divmod(abs(value), 10)
     digits = f"{whole or ''}.{rest}" if rest else str(whole)
@@ -262,5 +266,4 @@ def _tenths(value: int) -> str:
 
 
 def _pair(x: int, tenths: int) -> str:
-    y = _tenths(tenths)
-    return f"{x}{y}" if y.startswith("-") else f"{x} {y}"
+    return f"{x}{_tenths(tenths)}" if tenths < 0 else f"{x} {_tenths(tenths)}"
