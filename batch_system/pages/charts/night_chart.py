@@ -238,13 +238,12 @@ def _high(column: Column, left: float, wide: float, cell: float) -> list[Box]:
     return boxes
 
 
-def _low_boxes(
-    counts: Mapping[str, int], left: float, wide: float, low: float
-) -> list[Box]:
+def _low_boxes(counts: Mapping[str, int], left: float, wide: float, low: float) -> list[Box]:
     boxes, y = [], BASE + 2.0
     for name, css, least in _LOW:
         if number := counts.get(name):
-            boxes.append(Box(left, wide, round(y, 1), round(max(least, number * low - 0.6), 1), css))
+            height = round(max(least, number * low - 0.6), 1)
+            boxes.append(Box(left, wide, round(y, 1), height, css))
             y += number * low
     for name in _CHOSEN:
         if counts.get(name):

@@ -111,8 +111,7 @@ class Pen:
     def up(self, height: float) -> None:
         """Draw a line upwards."""
         tenths = round(height * 10)
-        near, far = _tenths(-tenths), _tenths(self._tenths - tenths)
-        self._parts.append(f"v{near}" if len(near) < len(far) else f"V{far}")
+        self._parts.append(_vertically(-tenths, self._tenths - tenths))
         self._tenths -= tenths
 
     def box(self, width: int, height: float) -> None:
@@ -141,11 +140,11 @@ class Paths:
     def add_box(self, box: Rectangle, y: float, height: float) -> None:
         """Add a rectangle; y and height in pixels."""
         if box.css in OUTLINED:
-            pen = self._pen(box.css, None)
+            pen = self.pen(box.css, None)
             pen.move(self._units(box.x), y + height)
             pen.box(self._across(box), height)
         elif self._is_upright and height > FLAT:
-            self._line(self._pen(box.css, self._thickness(box, height)), box, y, height)
+            self._line(self.pen(box.css, self._thickness(box, height)), box, y, height)
         else:
             key = (box.css, f"{height:g}", y + height / 2)
             self._rows.setdefault(key, []).append(self._place(box))
@@ -186,7 +185,7 @@ class Paths:
 
     def add_dot(self, css: str, x: float, y: float) -> None:
         """Add a dot."""
-        pen = self._pen(css, None)
+        pen = self.pen(css, None)
         pen.move(self._units(x), y)
         pen.dot()
 
@@ -202,7 +201,8 @@ class Paths:
             *rows,
         ]
 
-    def _pen(self, css: str, thickness: str | None) -> Pen:
+    def pen(self, css: str, thickness: str | None) -> Pen:
+        """The pen of a style. `thickness`: as `Drawn` has it."""
         if (pen := self._pens.get((css, thickness))) is None:
             pen = self._pens[css, thickness] = Pen()
         return pen
@@ -256,6 +256,12 @@ def _alike(places: list[tuple[float, float]], step: float, wide: float) -> int:
         if step <= wide or not is_in_row or abs(width - wide) > TOLERANCE:
             return number
     return len(places)
+
+
+@lru_cache(4_096)
+def _vertically(near: int, far: int) -> str:
+    by, to = _tenths(near), _tenths(far)
+    return f"v{by}" if len(by) < len(to) else f"V{to}"
 
 
 @lru_cache(4_096)
