@@ -98,14 +98,11 @@ async def of_window(
         for (bucket, task), counts in found.counts.items():
             by_bucket.setdefault(bucket, Counter()).update(counts)
             not_run[task].update({name: counts[name] for name in NOT_RUN})
-    total: Counter[str] = Counter()
-    for counts in by_bucket.values():
-        total.update(counts)
     complete = {
-        bucket: {name: counts[name] for name in CLASSES}
+        bucket: {name: counts.get(name, 0) for name in CLASSES}
         for bucket, counts in sorted(by_bucket.items())
     }
-    sums = {name: total[name] for name in CLASSES}
+    sums = {name: sum(counts[name] for counts in complete.values()) for name in CLASSES}
     some = {task: +counts for task, counts in sorted(not_run.items()) if +counts}
     return Window(sums, complete, some, accounted_from, untallied)
 
@@ -375,7 +372,8 @@ async def unaccounted(connection: AsyncConnection, names: Collection[str]) -> se
 
 def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sums of counts by class, without classes whose sum is zero."""
-    total: Counter[str] = Counter()
+    total: dict[str, int] = {}
     for each in counts:
-        total.update(each)
-    return dict(+total)
+        for name, number in each.items():
+            total[name] = total.get(name, 0) + number
+    return {name: number for name, number in total.items() if number > 0}

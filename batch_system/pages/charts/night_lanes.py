@@ -184,7 +184,10 @@ def _coming(planned: Sequence[datetime], axis: Axis, cell_width: float) -> list[
 
 
 def _worst(counts: Mapping[str, int]) -> str | None:
-    return next((css for name, css in _WORST if counts.get(name)), None)
+    for name, css in _WORST:
+        if counts.get(name):
+            return css
+    return None
 
 
 def _slot(run: LaneRun, axis: Axis) -> list[Glyph]:

@@ -95,8 +95,7 @@ class Pen:
     def move(self, x: int, y: float) -> None:
         """Go to a place. x in units, y in pixels."""
         tenths = round(y * 10)
-        near, far = _pair(x - self._x, tenths - self._tenths), _pair(x, tenths)
-        self._parts.append(f"m{near}" if len(near) < len(far) else f"M{far}")
+        self._parts.append(_moved(x - self._x, tenths - self._tenths, x, tenths))
         self._x, self._tenths = x, tenths
 
     def dot(self) -> None:
@@ -256,6 +255,12 @@ def _alike(places: list[tuple[float, float]], step: float, wide: float) -> int:
         if step <= wide or not is_in_row or abs(width - wide) > TOLERANCE:
             return number
     return len(places)
+
+
+@lru_cache(4_096)
+def _moved(right: int, down: int, x: int, tenths: int) -> str:
+    near, far = _pair(right, down), _pair(x, tenths)
+    return f"m{near}" if len(near) < len(far) else f"M{far}"
 
 
 @lru_cache(4_096)
