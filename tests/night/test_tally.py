@@ -334,3 +334,30 @@ async def test_a_list_of_unaccounted_slots_counts_no_more_buckets_than_night_doe
     assert len(found.slots) == 200 and found.number == 21 * 144 and found.accounted_from is None
     assert sum(counted, timedelta()) <= tally.MOST_COUNTED_AT_ONCE * buckets.LENGTH
     assert len(counted) <= 201
+
+
+async def test_the_sums_of_a_bucket_are_kept_until_it_is_counted_anew(ledger: Database) -> None:
+    now = clock.now()
+    young, old = bucket_of(now - timedelta(hours=2)), bucket_of(now - timedelta(hours=30))
+    none, some = dict.fromkeys(buckets.CLASSES, 0), (young, old)
+
+    async def keep(number: int, *counted: datetime) -> None:
+        """As if these buckets of the last hours had so many slots that went well."""
+        async with ledger.engine.begin() as connection:
+            await buckets.lock(connection, counted, clock.now())
+            await connection.execute(delete(buckets.tally))
+            rows = [{**none, "bucket": at, "task": "load", "succeeded": number} for at in some]
+            await connection.execute(insert(buckets.tally), rows)
+
+    since = bucket_of(now - timedelta(hours=31))
+    await keep(3, *some)
+    assert await by_tally(ledger, since, now) == {"succeeded": 6}
+    await keep(5, young)
+    assert await by_tally(ledger, since, now) == {"succeeded": 10}
+    await keep(7)  # as pruning does, but only in buckets that are older than a day
+    assert await by_tally(ledger, since, now) == {"succeeded": 5 + 7}
+    async with ledger.engine.begin() as connection:
+        await buckets.slots_have_changed(connection, [young], now)
+    assert await by_tally(ledger, since, now) == {"succeeded": 7}  # there is no such schedule
+    await keep(8, young)
+    assert await by_tally(ledger, since, now) == {"succeeded": 16}

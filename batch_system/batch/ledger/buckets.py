@@ -112,15 +112,19 @@ async def slots_have_changed(
     await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
 
 
-async def counted(connection: AsyncConnection, since: datetime, until: datetime) -> set[datetime]:
-    """The buckets from `since` up to `until` (excluded) whose tally is up to date."""
+async def counted(
+    connection: AsyncConnection, since: datetime, until: datetime
+) -> dict[datetime, datetime]:
+    """The buckets from `since` up to `until` (excluded) whose tally is up to date, each with the
+    instant at which it was counted.
+    """
     rows = await connection.execute(_counted(), {"since": since, "until": until})
-    return set(rows.scalars())
+    return {row.bucket: row.counted_at for row in rows}
 
 
 @cache
 def _counted() -> Select[Any]:
-    return select(buckets.c.bucket).where(
+    return select(buckets.c.bucket, buckets.c.counted_at).where(
         buckets.c.bucket >= bindparam("since"),
         buckets.c.bucket < bindparam("until"),
         buckets.c.counted_at.is_not(None),

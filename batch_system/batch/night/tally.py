@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import ColumnElement, Label, Select, bindparam, delete, func, select, text
+from sqlalchemy import ColumnElement, Engine, Label, Select, bindparam, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
+from batch_system import clock
 from batch_system.batch.account.slots import Kind
 from batch_system.batch.ledger import buckets, json_rows
 from batch_system.batch.ledger.buckets import (
@@ -39,6 +41,22 @@ MOST_COUNTED_AT_ONCE = 300
 """The most buckets without a tally that are counted while a caller waits: the newest ones, two
 days.
 """
+
+
+KEPT_FOR = timedelta(hours=23)
+"""The sums of younger buckets are kept in memory. Pruning, which leaves out the slots of an account
+that begins later now, changes a tally without a count; it deletes no run of the last day.
+"""
+
+
+class _Sums(NamedTuple):
+    """The sums of a bucket by class, as they were at its count."""
+
+    counted_at: datetime
+    sums: Counter[str]
+
+
+_kept: WeakKeyDictionary[Engine, dict[datetime, _Sums]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,7 @@ async def of_window(
     transaction.
     """
     counted, rest, accounted_from = await divided(connection, since, until)
-    by_bucket = await _read(connection, accounted_from or since, until, counted)
+    by_bucket = await _sums_of(connection, counted, now)
     not_run = await _not_run(connection, accounted_from or since, until)
     untallied: Counts = {}
     for begin, end in intervals(rest):
@@ -80,27 +98,24 @@ async def of_window(
         for (bucket, task), counts in found.counts.items():
             by_bucket.setdefault(bucket, Counter()).update(counts)
             not_run[task].update({name: counts[name] for name in NOT_RUN})
-    total: Counter[str] = Counter()
-    for counts in by_bucket.values():
-        total.update(counts)
     complete = {
-        bucket: {name: counts[name] for name in CLASSES}
+        bucket: {name: counts.get(name, 0) for name in CLASSES}
         for bucket, counts in sorted(by_bucket.items())
     }
-    sums = {name: total[name] for name in CLASSES}
+    sums = {name: sum(counts[name] for counts in complete.values()) for name in CLASSES}
     some = {task: +counts for task, counts in sorted(not_run.items()) if +counts}
     return Window(sums, complete, some, accounted_from, untallied)
 
 
 async def divided(
     connection: AsyncConnection, since: datetime, until: datetime
-) -> tuple[set[datetime], list[datetime], datetime | None]:
-    """The buckets of a window that have a tally, those that have to be counted now, and the
-    beginning of its account.
+) -> tuple[dict[datetime, datetime], list[datetime], datetime | None]:
+    """The buckets of a window that have a tally, each with the instant at which it was counted,
+    those that have to be counted now, and the beginning of its account.
     """
     counted = {
-        bucket
-        for bucket in await buckets.counted(connection, since, until)
+        bucket: at
+        for bucket, at in (await buckets.counted(connection, since, until)).items()
         if bucket + LENGTH <= until
     }
     rest = [bucket for bucket in buckets.between(since, until) if bucket not in counted]
@@ -108,7 +123,7 @@ async def divided(
     if len(rest) > MOST_COUNTED_AT_ONCE:
         accounted_from = rest[-MOST_COUNTED_AT_ONCE]
         rest = [bucket for bucket in rest if bucket >= accounted_from]
-        counted = {bucket for bucket in counted if bucket >= accounted_from}
+        counted = {bucket: at for bucket, at in counted.items() if bucket >= accounted_from}
     return counted, rest, accounted_from
 
 
@@ -197,16 +212,43 @@ def _of_tasks(kind: str) -> TextualSelect:
     ).columns(*columns)
 
 
-async def _read(
-    connection: AsyncConnection, since: datetime, until: datetime, counted: Collection[datetime]
+async def _sums_of(
+    connection: AsyncConnection, counted: Mapping[datetime, datetime], now: datetime
 ) -> dict[datetime, Counter[str]]:
-    """The sums of the tally for each of these buckets."""
-    sums: dict[datetime, Counter[str]] = {}
+    """The sums of the tally for each of these buckets, which are given with the instants at which
+    they were counted.
+
+    The sums of the last hours are kept, and read again when their bucket was counted anew: a day of
+    5,000 tasks has 100,000 rows.
+    """
+    kept = _kept.setdefault(connection.sync_engine, {})
+    sums = {
+        bucket: kept[bucket].sums
+        for bucket, at in counted.items()
+        if bucket in kept and kept[bucket].counted_at == at
+    }
+    first = bucket_of(now - KEPT_FOR)
+    rest = sorted(counted.keys() - sums.keys())
+    for some in ([at for at in rest if at < first], [at for at in rest if at >= first]):
+        if some:
+            sums |= await _read(connection, some)
+    if not clock.is_moved():  # a clock that stands still may give two counts the same instant
+        kept |= {bucket: _Sums(at, sums[bucket]) for bucket, at in counted.items()}
+    for bucket in [bucket for bucket in kept if bucket < first]:
+        del kept[bucket]
+    return {bucket: its for bucket, its in sums.items() if its}
+
+
+async def _read(
+    connection: AsyncConnection, wanted: Sequence[datetime]
+) -> dict[datetime, Counter[str]]:
+    """The sums of the tally for these buckets, which are sorted."""
+    sums: dict[datetime, Counter[str]] = {bucket: Counter() for bucket in wanted}
+    values = {"since": wanted[0], "until": wanted[-1] + LENGTH}
     for names in (("succeeded",), NOT_ALL_GOOD):
-        rows = await connection.execute(_by_bucket(names), {"since": since, "until": until})
-        for bucket, *sums_of_bucket in rows:
-            if bucket in counted:
-                sums.setdefault(bucket, Counter()).update(_counter(names, sums_of_bucket))
+        for bucket, *sums_of_bucket in await connection.execute(_by_bucket(names), values):
+            if bucket in sums:
+                sums[bucket].update(_counter(names, sums_of_bucket))
     return sums
 
 
@@ -330,7 +372,8 @@ async def unaccounted(connection: AsyncConnection, names: Collection[str]) -> se
 
 def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sums of counts by class, without classes whose sum is zero."""
-    total: Counter[str] = Counter()
+    total: dict[str, int] = {}
     for each in counts:
-        total.update(each)
-    return dict(+total)
+        for name, number in each.items():
+            total[name] = total.get(name, 0) + number
+    return {name: number for name, number in total.items() if number > 0}

@@ -248,8 +248,9 @@ def _planned(
         if not row.is_usable:
             continue
         if row.schedule not in found:
-            slots = _slots(row, now, end, MOST_LISTED)
-            found[row.schedule] = len(slots) or count(row.schedule, now, end), slots
+            number = count(row.schedule, now, end)
+            slots = list(row.schedule.between(now, end)) if number <= MOST_LISTED else []
+            found[row.schedule] = number, slots
         ahead[name], listed[name] = found[row.schedule]
     return ahead, listed
 

@@ -154,15 +154,15 @@ def _drawn(columns: Sequence[Column], axis: Axis, length: timedelta) -> Columns:
     width = axis.width(axis.begin, axis.begin + length)
     for column in columns:
         left, wide = round(axis.x(column.at) + width * 0.12, 3), round(width * 0.76, 3)
-        words = in_words(column.counts)
-        title = f"{axis.time(column.at)}: {words}" if words else ""
         boxes = [
-            *_high(column, left, wide, cell, title),
-            *_low_boxes(column.counts, left, wide, low, title),
+            *_high(column, left, wide, cell),
+            *_low_boxes(column.counts, left, wide, low),
         ]
         boxes = out.paths.with_plain(boxes)
-        out.boxes += [box for box in boxes if box.css not in SOLID]
         solid += [(column, box) for box in boxes if box.css in SOLID]
+        if hatched := [box for box in boxes if box.css not in SOLID]:
+            title = f"{axis.time(column.at)}: {in_words(column.counts)}"
+            out.boxes += [box._replace(title=title) for box in hatched]
     for css, name in SOLID.items():
         for some in _stretches([each for each in solid if each[1].css == css], length):
             words = in_words({name: sum(column.counts[name] for column, _ in some)})
@@ -223,7 +223,7 @@ def _below(counts: Mapping[str, int]) -> int:
     )
 
 
-def _high(column: Column, left: float, wide: float, cell: float, title: str) -> list[Box]:
+def _high(column: Column, left: float, wide: float, cell: float) -> list[Box]:
     boxes, y = [], float(BASE - 1)
     parts = (
         ("h-ok", column.counts.get("succeeded", 0)),
@@ -234,23 +234,20 @@ def _high(column: Column, left: float, wide: float, cell: float, title: str) -> 
         if number:
             y -= number * cell
             top, bottom = round(y), round(y + number * cell)
-            boxes.append(Box(left, wide, top, max(0.8, bottom - top), css, title))
+            boxes.append(Box(left, wide, top, max(0.8, bottom - top), css))
     return boxes
 
 
-def _low_boxes(
-    counts: Mapping[str, int], left: float, wide: float, low: float, title: str
-) -> list[Box]:
+def _low_boxes(counts: Mapping[str, int], left: float, wide: float, low: float) -> list[Box]:
     boxes, y = [], BASE + 2.0
     for name, css, least in _LOW:
         if number := counts.get(name):
-            boxes.append(
-                Box(left, wide, round(y, 1), round(max(least, number * low - 0.6), 1), css, title)
-            )
+            height = round(max(least, number * low - 0.6), 1)
+            boxes.append(Box(left, wide, round(y, 1), height, css))
             y += number * low
     for name in _CHOSEN:
         if counts.get(name):
-            boxes.append(Box(left, wide, round(y + 1.2, 1), 1.6, "f-skipped", title))
+            boxes.append(Box(left, wide, round(y + 1.2, 1), 1.6, "f-skipped"))
             y += low
     return boxes
 

@@ -154,9 +154,10 @@ def drawn(lane: Lane, axis: Axis, now: datetime | None, cell_width: float) -> Dr
     out = DrawnLane(lane.task, in_words(telling) or in_words(lane.counts) or "no slot was due")
     for cell in lane.cells:
         if (worst := _worst(cell.counts)) is not None:
-            title = f"{axis.time(cell.at)}: {in_words(cell.counts)}"
+            css = f"cell-{worst}"
+            title = "" if css in PLAIN else f"{axis.time(cell.at)}: {in_words(cell.counts)}"
             left = round(axis.x(cell.at) + cell_width * 0.08, 3)
-            out.cells.append(Box(left, round(cell_width * 0.84, 3), 14, 13, f"cell-{worst}", title))
+            out.cells.append(Box(left, round(cell_width * 0.84, 3), 14, 13, css, title))
     for run in lane.runs:
         out.glyphs += _slot(run, axis)
         out.bars += _bar(run, lane.task, axis, now)
@@ -183,7 +184,10 @@ def _coming(planned: Sequence[datetime], axis: Axis, cell_width: float) -> list[
 
 
 def _worst(counts: Mapping[str, int]) -> str | None:
-    return next((css for name, css in _WORST if counts.get(name)), None)
+    for name, css in _WORST:
+        if counts.get(name):
+            return css
+    return None
 
 
 def _slot(run: LaneRun, axis: Axis) -> list[Glyph]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -94,8 +95,7 @@ class Pen:
     def move(self, x: int, y: float) -> None:
         """Go to a place. x in units, y in pixels."""
         tenths = round(y * 10)
-        near, far = _pair(x - self._x, tenths - self._tenths), _pair(x, tenths)
-        self._parts.append(f"m{near}" if len(near) < len(far) else f"M{far}")
+        self._parts.append(_moved(x - self._x, tenths - self._tenths, x, tenths))
         self._x, self._tenths = x, tenths
 
     def dot(self) -> None:
@@ -110,8 +110,7 @@ class Pen:
     def up(self, height: float) -> None:
         """Draw a line upwards."""
         tenths = round(height * 10)
-        near, far = _tenths(-tenths), _tenths(self._tenths - tenths)
-        self._parts.append(f"v{near}" if len(near) < len(far) else f"V{far}")
+        self._parts.append(_vertically(-tenths, self._tenths - tenths))
         self._tenths -= tenths
 
     def box(self, width: int, height: float) -> None:
@@ -140,11 +139,11 @@ class Paths:
     def add_box(self, box: Rectangle, y: float, height: float) -> None:
         """Add a rectangle; y and height in pixels."""
         if box.css in OUTLINED:
-            pen = self._pen(box.css, None)
+            pen = self.pen(box.css, None)
             pen.move(self._units(box.x), y + height)
             pen.box(self._across(box), height)
         elif self._is_upright and height > FLAT:
-            self._line(self._pen(box.css, self._thickness(box, height)), box, y, height)
+            self._line(self.pen(box.css, self._thickness(box, height)), box, y, height)
         else:
             key = (box.css, f"{height:g}", y + height / 2)
             self._rows.setdefault(key, []).append(self._place(box))
@@ -185,7 +184,7 @@ class Paths:
 
     def add_dot(self, css: str, x: float, y: float) -> None:
         """Add a dot."""
-        pen = self._pen(css, None)
+        pen = self.pen(css, None)
         pen.move(self._units(x), y)
         pen.dot()
 
@@ -201,8 +200,11 @@ class Paths:
             *rows,
         ]
 
-    def _pen(self, css: str, thickness: str | None) -> Pen:
-        return self._pens.setdefault((css, thickness), Pen())
+    def pen(self, css: str, thickness: str | None) -> Pen:
+        """The pen of a style. `thickness`: as `Drawn` has it."""
+        if (pen := self._pens.get((css, thickness))) is None:
+            pen = self._pens[css, thickness] = Pen()
+        return pen
 
     def _line(self, pen: Pen, box: Rectangle, y: float, height: float) -> None:
         pen.move(self._units(box.x + box.width / 2), y + height)
@@ -255,6 +257,19 @@ def _alike(places: list[tuple[float, float]], step: float, wide: float) -> int:
     return len(places)
 
 
+@lru_cache(4_096)
+def _moved(right: int, down: int, x: int, tenths: int) -> str:
+    near, far = _pair(right, down), _pair(x, tenths)
+    return f"m{near}" if len(near) < len(far) else f"M{far}"
+
+
+@lru_cache(4_096)
+def _vertically(near: int, far: int) -> str:
+    by, to = _tenths(near), _tenths(far)
+    return f"v{by}" if len(by) < len(to) else f"V{to}"
+
+
+@lru_cache(4_096)
 def _tenths(value: int) -> str:
     whole, rest = divmod(abs(value), 10)
     digits = f"{whole or ''}.{rest}" if rest else str(whole)
@@ -262,5 +277,4 @@ def _tenths(value: int) -> str:
 
 
 def _pair(x: int, tenths: int) -> str:
-    y = _tenths(tenths)
-    return f"{x}{y}" if y.startswith("-") else f"{x} {y}"
+    return f"{x}{_tenths(tenths)}" if tenths < 0 else f"{x} {_tenths(tenths)}"

@@ -73,6 +73,8 @@ def _shown(value: Any) -> Any:
     """A value as it is put into a page: invisible and control characters of text are escapes such
     as `\\x1b`, and a number is a place in a drawing, for which two decimals are enough.
     """
+    if type(value) is str and len(value) <= LONGEST_TEXT and value.isprintable():
+        return value  # as nearly all are
     if value is None:
         return ""
     if isinstance(value, float):

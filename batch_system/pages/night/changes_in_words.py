@@ -205,15 +205,13 @@ def _joined(lines: Sequence[Line]) -> list[Line]:
     """Starts and deploys of several processes at about the same time are one line."""
     joined: list[Line] = []
     for line in lines:
+        if line.task or line.css:
+            joined.append(line)
+            continue
         last = next(
-            (
-                n
-                for n in reversed(range(len(joined)))
-                if joined[n].words == line.words and not line.task
-            ),
-            None,
+            (n for n in reversed(range(len(joined))) if joined[n].words == line.words), None
         )
-        if last is not None and not line.css and line.at - joined[last].at <= TOGETHER:
+        if last is not None and line.at - joined[last].at <= TOGETHER:
             before = joined[last]
             joined[last] = Line(
                 before.at, before.icon, None, before.words, f"{before.detail}, {line.detail}"
