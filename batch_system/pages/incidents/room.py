@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from batch_system.batch.ledger.incidents.incidents import MORE
 from batch_system.batch.ledger.states import OF_RUNS
 from batch_system.escaping import cut
 from batch_system.operations.why import room as rooms
@@ -22,6 +23,7 @@ from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.incidents.actions import CHANGES
 from batch_system.pages.incidents.listing import said
 from batch_system.pages.night.changes_in_words import settings_in_words
+from batch_system.pages.runs.run_filter import address
 from batch_system.verbs.why import WhyIncident
 from batch_system.words import INCIDENTS
 
@@ -78,11 +80,23 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
         if found.why.comparison is not None
         else "",
         differ=_differ(found),
+        of_error=_of_error(found),
         as_text="\n".join(lines_of(found.why)),
         is_of_runs=incident.kind in OF_RUNS,
         can_reopen=incident.acknowledged_at is not None or bool(just_done),
         just_done=just_done,
     )
+
+
+def _of_error(found: Room) -> str:
+    """The address of the runs that an incident is about, as far as the caller may know their error.
+    An incident of further errors has no fingerprint of its own.
+    """
+    error = found.incident.fingerprint
+    of_task = {"task": found.incident.task or ""}
+    if error is None or error == MORE:
+        return address(of_task, state="failed")
+    return address(of_task, fingerprint=error)
 
 
 def _differ(found: Room) -> str:
