@@ -621,9 +621,9 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
         await Operations(ledger, application, Loaded, Settings())(ShowStatus())
     with plans.of("history"):
         for name in ("over-1", "many-1"):
-            await history.history(
-                Operations(ledger, application, Loaded, Settings()).context, name, "UTC"
-            )
+            context = Operations(ledger, application, Loaded, Settings()).context
+            await history.history(context, name, "UTC")
+            await history.last_days(context, name, "UTC")
     asked = Operations(ledger, application, Loaded, Settings())
     incident = (await asked(ListIncidents(state="all", limit=1))).incidents[0].id
     with plans.of("why"):

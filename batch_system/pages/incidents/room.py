@@ -12,10 +12,13 @@ from starlette.responses import PlainTextResponse, Response
 
 from batch_system.batch.ledger.incidents.incidents import MORE
 from batch_system.batch.ledger.states import OF_RUNS
+from batch_system.concurrency.offload import offload
 from batch_system.escaping import cut
+from batch_system.operations.tasks import history
 from batch_system.operations.why import room as rooms
 from batch_system.operations.why.room import MOST_COUNTED, Beginning, Event, Room
 from batch_system.operations.why.text import lines_of
+from batch_system.pages.charts.strip_chart import strip_chart
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
@@ -76,6 +79,7 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
         or found.owner,
         level="calm" if incident.closed_at else "bad" if incident.kind in OF_RUNS else "watch",
         **_way(found, viewer),
+        **await _slots(found, viewer),
         same=formatting.sentence_list([_PARTS[part] for part in found.why.comparison.same])
         if found.why.comparison is not None
         else "",
@@ -86,6 +90,20 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
         can_reopen=incident.acknowledged_at is not None or bool(just_done),
         just_done=just_done,
     )
+
+
+async def _slots(found: Room, viewer: Viewer) -> dict[str, Any]:
+    """The slots of the task around now, and its last days, while the incident is open and is about
+    one task.
+    """
+    incident = found.incident
+    if not incident.task or incident.closed_at is not None or found.together:
+        return {"strip": None, "days": []}
+    context = viewer.operations.context
+    strip, days = await history.last_days(context, incident.task, str(viewer.zone))
+    if not (strip.counts or strip.planned or strip.ahead):
+        return {"strip": None, "days": days}
+    return {"strip": await offload(strip_chart, strip, viewer.zone), "days": days}
 
 
 def _of_error(found: Room) -> str:
