@@ -235,21 +235,29 @@ def _station(event: Event, gap: str, found: Room, viewer: Viewer) -> Station:
         return Station("circle-check", "ok", "Last good", when, took, gap)
     if event.kind == "change":
         words = cut(_change_in_words(event), LONGEST_CHANGE)
-        return Station("settings-2", "", "Change", when, words, gap)
+        is_deploy = event.action == "service.deploy"
+        icon, what = ("rocket", "Deploy") if is_deploy else ("settings-2", "Change")
+        return Station(icon, "", what, when, words, gap)
     if event.kind == "first":
         seconds = compared.bad.seconds if compared is not None else None
         took = f"failed after {formatting.duration(seconds)}" if seconds is not None else ""
-        return Station("circle-x", "no", "First failure", when, took, gap)
+        return Station("circle-x", "no bad-after", "First failure", when, took, gap)
     if event.kind == "outage":
         words = formatting.counted(event.number, "slot") + " missed"
-        return Station("unplug", "out", "Missed", when, words, gap)
+        return Station("unplug", f"out{_bad_after(found)}", "Missed", when, words, gap)
     if event.kind == "newest":
         ago = formatting.relative(event.at, viewer.now)
-        return Station("circle-x", "no", "Newest failure", when, ago, gap)
+        return Station("circle-x", f"no{_bad_after(found)}", "Newest failure", when, ago, gap)
     if event.kind == "closed":
         return Station("circle-check", "ok", "Over", when, "", "")
     ago = formatting.relative(event.at, viewer.now)
     return Station("calendar-clock", "", "Next slot", when, ago, "")
+
+
+def _bad_after(found: Room) -> str:
+    """The style of the way behind a station of an incident that is not over."""
+    is_bad = found.incident.closed_at is None and found.incident.kind == "failed"
+    return " bad-after" if is_bad else ""
 
 
 def _change_in_words(event: Event) -> str:
