@@ -15,10 +15,12 @@ FILTER = {"created_since": "--since", "created_until": "--until"}
 
 
 def refuse_slow(wanted: RunFilter) -> None:
-    """Raises InvalidParameters for a search in parameters or texts that would read all runs, and
-    for a parameter that is given twice.
+    """Raises InvalidParameters for a search in parameters, texts or errors that would read all
+    runs, and for a parameter that is given twice.
     """
     pairs(wanted.param)
     has_begin = wanted.created_since is not None or wanted.ended_since is not None
     if (wanted.param or wanted.text is not None) and (wanted.task is None or not has_begin):
         raise InvalidParameters("--param and --text need --task, and --since or --ended-since")
+    if wanted.fingerprint is not None and wanted.task is None:
+        raise InvalidParameters("--fingerprint needs --task")

@@ -280,6 +280,7 @@ PLANS = {
         "uq_batch_schedules_open",
     },
     "list": {"ix_batch_runs_created", "ix_batch_runs_task_created", "ix_batch_runs_state_created"},
+    "list of an error": {"ix_batch_runs_error"},
     "list of parts": {"ix_batch_runs_parts"},
     "list of parts and runs": {
         "ix_batch_runs_parts",
@@ -289,6 +290,7 @@ PLANS = {
     "list of the parts of a run": {"ix_batch_runs_members"},
     "count": {"ix_batch_runs_state_created"},
     "count of a task": {"ix_batch_runs_task_created"},
+    "count of an error": {"ix_batch_runs_error"},
     "count of the parts of a run": {"ix_batch_runs_members"},
     "a run by the end of its id": {"ix_batch_runs_created"},
     "overview": {
@@ -619,9 +621,9 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
         await Operations(ledger, application, Loaded, Settings())(ShowStatus())
     with plans.of("history"):
         for name in ("over-1", "many-1"):
-            await history.history(
-                Operations(ledger, application, Loaded, Settings()).context, name, "UTC"
-            )
+            context = Operations(ledger, application, Loaded, Settings()).context
+            await history.history(context, name, "UTC")
+            await history.last_days(context, name, "UTC")
     asked = Operations(ledger, application, Loaded, Settings())
     incident = (await asked(ListIncidents(state="all", limit=1))).incidents[0].id
     with plans.of("why"):
@@ -668,6 +670,8 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
                     connection, run_query.RunQuery(**conditions), 10, (at, new_id())
                 )
         for name, conditions in (
+            ("list of an error", {"task": "over-1", "fingerprint": "1:0"}),
+            ("list of an error", {"task": "over-1", "fingerprint": "1:0", "states": few}),
             ("list of parts", {"origins": frozenset({"part"})}),
             ("list of parts", {"origins": frozenset({"part"}), "states": few, "task": "over-1"}),
             ("list of parts and runs", {"origins": frozenset({"part", "manual"})}),
@@ -689,6 +693,7 @@ async def _send_what_people_send(plans: Plans, ledger: Database) -> None:
             ("count", {"created_since": at}),
             ("count of a task", {"task": "over-1"}),
             ("count of a task", {"task": "over-1", "created_since": at, "created_until": at}),
+            ("count of an error", {"task": "over-1", "fingerprint": "1:0"}),
             ("count of the parts of a run", {"parent": new_id()}),
         ):
             with plans.of(name):

@@ -112,6 +112,7 @@ async def test_each_option_narrows_the_list(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
+        ("--fingerprint 1:0", ["--fingerprint needs --task"]),
         ("--param day=1", ["--param and --text need --task, and --since or --ended-since"]),
         (
             "--text x --task import",

@@ -11,10 +11,12 @@ from batch_system.operations.asking.context import Loaded
 from batch_system.operations.asking.filter import RunFilter
 from batch_system.operations.bulks.bulk import carry_out
 from batch_system.operations.operations import Operations
+from batch_system.operations.runs.listing import count_states
 from batch_system.settings.settings import Settings
 from batch_system.verbs.bulks import BeginBulk, PreviewBulk, UndoBulk
 from batch_system.verbs.runs import ListRuns
-from tests.incidents.watching import failed, succeeded
+from tests.batch.ledger_world import know, make_task
+from tests.incidents.watching import failed, retried, succeeded
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ async def operations(ledger: Database) -> Operations:
     return Operations(ledger, ledger, Loaded, Settings(), are_ready=True)
 
 
-async def listed(operations: Operations, **conditions: list[str]) -> set[tuple[str, str]]:
+async def listed(operations: Operations, **conditions: list[str] | str) -> set[tuple[str, str]]:
     page = await operations(ListRuns.model_validate(conditions))
     return {(run.task, run.state) for run in page.runs}
 
@@ -68,3 +70,24 @@ async def test_named_runs_are_listed_and_a_retry_of_them_is_undone(operations: O
     again = await operations(UndoBulk(preview=cancel.id))
     assert (again.action, again.count) == ("retry", 1)
     assert (await operations(UndoBulk(preview=retry.id))).count == 0
+
+
+async def test_the_runs_of_an_error_are_found_although_one_was_retried(
+    operations: Operations, ledger: Database
+) -> None:
+    await know(ledger, make_task("load"), make_task("report"))
+    mended = await failed(ledger, "load", fingerprint="timed out")
+    await retried(ledger, mended, RunState.SUCCEEDED, fingerprint=None)
+    assert await listed(operations, task="load", fingerprint="timed out") == {("load", "succeeded")}
+    assert await listed(operations, task="load", fingerprint="1:boom") == {("load", "failed")}
+    assert await listed(operations, fingerprint="1:boom") == {
+        ("load", "failed"),
+        ("extract", "failed"),
+    }
+    assert await listed(operations, task="report", fingerprint="1:boom") == set()
+    wanted = RunFilter(task="load", fingerprint="timed out")
+    counts = await count_states(operations.context, wanted)
+    assert counts is not None and counts.by_state == {"succeeded": 1}
+    for wrong in ("1:BOOM", "x" * 41, "timed  out", ""):
+        with pytest.raises(InvalidParameters, match="allowed is what `batch show` says"):
+            RunFilter.of(fingerprint=wrong)

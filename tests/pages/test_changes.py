@@ -112,11 +112,19 @@ def test_processes_that_start_together_are_one_line_and_a_changed_schedule_names
     ]
     lines = lines_of(events, [])
     assert [line.did + line.rest for line in lines] == [
-        "load runs at 0 * * * *, was 0 2 * * *, with deploy 2",
+        "load runs at the start of every hour, was at 02:00 every day, with deploy 2",
         "A service started",
         "2 was deployed, was 1",
     ]
+    assert lines[0].detail == "0 * * * *, was 0 2 * * *"
     assert lines[1].detail == "pid 1, pid 2"
+
+
+@pytest.mark.rest
+def test_a_schedule_that_this_version_does_not_know_is_shown_as_it_was_written() -> None:
+    unknown = {"before": None, "after": {"cron": "0 26 * * *", "timezone": "Mars/Base"}}
+    line = line_of(change("schedule.change", task="load", **unknown))
+    assert line.did == "load runs at 0 26 * * * Mars/Base, was by no schedule"
 
 
 async def test_changes_are_counted_by_person_and_kind_and_no_more_than_the_newest_thousand(

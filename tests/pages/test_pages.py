@@ -133,6 +133,12 @@ async def test_a_person_starts_a_run_with_a_form_and_sees_how_it_fails(people: P
     night = await until(needs_a_person)
     assert "<title>(1) Night" in night
     (incident,) = set(re.findall(r"/incidents/([0-9a-f-]{36})/retry", night))
+    (address,) = re.findall(
+        r'href="(/runs\?task=report&amp;fingerprint=[^"]+)"',
+        await operator.page(f"/incidents/{incident}"),
+    )
+    of_error = await operator.page(unescape(address))
+    assert of_error.count('class="c-state c-failed"') == 1
     asked = await operator.page(f"/incidents/{incident}/acknowledge")
     assert "there is no such day" in asked
     await operator.send(f"/incidents/{incident}/acknowledge", 422, note="no")

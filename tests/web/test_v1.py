@@ -626,6 +626,7 @@ async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Se
         "state": RunState.FAILED,
         "params": {"month": "DE-4711"},
         "key": "DE-4711",
+        "fingerprint": "1:0",
     }
     async with served.service.ledger.engine.begin() as connection:
         await connection.execute(update(tables.runs).where(tables.runs.c.id == run).values(failing))
@@ -653,7 +654,12 @@ async def test_a_viewer_learns_nothing_of_what_a_secret_task_works_on(served: Se
         assert "DE-4711" not in answer.text and '"month":77' not in answer.text, path
     assert "DE-4711" in (await served.operator.get(f"/api/v1/runs/{run}")).text
     day = {"created_since": "2026-01-01T00:00:00Z"}
-    for query in ({"param": "month=DE-4711"}, {"text": "DE-4711"}):
+    for query in (
+        {"param": "month=DE-4711"},
+        {"text": "DE-4711"},
+        {"fingerprint": "1:0"},
+        {"fingerprint": "1:0", "task": "payroll"},
+    ):
         assert (await served.viewer.get("/api/v1/runs", params={**query, **day})).json()[
             "runs"
         ] == []

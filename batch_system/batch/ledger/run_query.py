@@ -42,7 +42,10 @@ LOOKED = 10_000
 COUNTED = LOOKED
 """Runs are counted up to this number."""
 CHECKED = frozenset(
-    ("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params", "reason")
+    (
+        *("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params"),
+        *("reason", "fingerprint"),
+    )
 )
 """The columns that the other conditions need."""
 PARTS = frozenset((Origin.PART,))
@@ -63,6 +66,7 @@ class RunQuery:
         params: JSON values that parameters have, by the name of the parameter.
         text: Only runs whose reason, which has the text of an error, contains this, whatever the
             case.
+        fingerprint: Only runs with this error. An index finds those of one task.
         parent: Only the parts of this run. Without it, and unless `origins` has "part", there are
             no parts.
         by_slot: Order by the slot instead of the time of making. Manual runs and parts are left
@@ -84,8 +88,14 @@ class RunQuery:
     ended_until: datetime | None = None
     params: Mapping[str, str] = field(default_factory=dict)
     text: str | None = None
+    fingerprint: str | None = None
     parent: str | None = None
     by_slot: bool = False
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a condition is on parameters or errors, which may be hidden from the caller."""
+        return bool(self.params) or self.text is not None or self.fingerprint is not None
 
 
 class Page(NamedTuple):
@@ -250,8 +260,9 @@ def _searches(query: RunQuery) -> Iterator[list[Any]]:
             if _is_by_state(query)
             else [[]]
         )
+        of_error = [runs.c.fingerprint == query.fingerprint] if _is_by_error(query) else []
         for of_state in by_state:
-            yield [text(NO_PART_SQL), *of_task, *of_state]
+            yield [text(NO_PART_SQL), *of_task, *of_error, *of_state]
     if _has_parts(query):
         for state in sorted(query.states or RunState):
             yield [text(PART_SQL), runs.c.state == state]
@@ -268,6 +279,15 @@ def _is_by_state(query: RunQuery) -> bool:
     are_rare = bool(query.states) and RunState.SUCCEEDED not in query.states
     is_named = query.parent is not None or bool(query.ids)
     return is_named or (query.task is None and (len(query.states) == 1 or are_rare))
+
+
+def _is_by_error(query: RunQuery) -> bool:
+    """Whether the search has the condition on the error: an index finds the runs of a task's
+    error.
+    """
+    is_named = query.parent is not None or bool(query.ids)
+    is_of_task = query.task is not None and query.fingerprint is not None
+    return is_of_task and not (is_named or query.by_slot or Origin.PART in query.origins)
 
 
 def _has_parts(query: RunQuery) -> bool:
@@ -330,6 +350,8 @@ def _others(query: RunQuery, columns: Columns, kind: str) -> Iterator[ColumnElem
             yield columns[column] < until
     for name, value in query.params.items():
         yield _parameter(columns.params, name, kind).in_(_json_texts(value))
+    if query.fingerprint is not None and not _is_by_error(query):
+        yield columns.fingerprint == query.fingerprint
     if query.text is not None:
         yield columns.reason.icontains(query.text, autoescape=True)
 

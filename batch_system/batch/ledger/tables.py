@@ -88,6 +88,8 @@ wrong with them.
 """
 OPEN_FAILURE_SQL = "fingerprint IS NOT NULL AND acknowledged IS NULL AND made_good_at IS NULL"
 """Runs in which something went wrong that was neither made good nor acknowledged."""
+OF_ERROR_SQL = f"{NO_PART_SQL} AND fingerprint IS NOT NULL"
+"""Runs in which something went wrong, whatever became of it."""
 UNNOTICED_RANGE_SQL, UNNOTICED_NODE_SQL = "unnoticed IS NOT NULL", "noticed_at IS NULL"
 UNNOTICED_BACKUP_SQL = "failed_at IS NOT NULL AND noticed_at IS NULL"
 BEGUN_OR_READY = tuple(state for state in ACTIVE if state != RunState.WAITING)
@@ -260,6 +262,14 @@ runs = Table(
         "fingerprint",
         "finished_at",
         **where(OPEN_FAILURE_SQL),
+    ),
+    Index(
+        "ix_batch_runs_error",
+        "task",
+        "fingerprint",
+        "created_at",
+        "id",
+        **where(OF_ERROR_SQL),
     ),
     Index("ix_batch_runs_parent", "parent", **where("parent IS NOT NULL")),
     Index("ix_batch_runs_waits", "due_at", "id", **where(WAITING_SQL)),

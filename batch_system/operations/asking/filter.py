@@ -29,6 +29,7 @@ TASK_NAME = r"^[a-z0-9_.-]{1,100}$"
 POOL_NAME = r"^[a-z0-9_]{1,40}$"
 ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 TEXT = r"^[^\x00]*$"
+FINGERPRINT = r"^[0-9a-z_:-]+( [0-9a-z_:-]+)*$"
 
 TaskName = Annotated[
     str,
@@ -143,6 +144,18 @@ class RunFilter(BaseModel):
             description="Only runs whose reason, such as the message of an error, contains this "
             "text.",
         )
+    )
+    fingerprint: (
+        Annotated[
+            str,
+            StringConstraints(max_length=40, pattern=FINGERPRINT),
+            Allowed('allowed is what `batch show` says, such as 1:1f2e3d4c5b6a or "timed out"'),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Only runs with this error, by its fingerprint, which a run and an incident "
+        "have.",
     )
 
     @classmethod

@@ -154,7 +154,7 @@ async def _query(connection: AsyncConnection, context: Context, wanted: RunFilte
     if query.task is not None and query.states and RunState.SUCCEEDED not in query.states:
         # There are fewer runs of such states than of a task.
         query = replace(query, task=None, tasks=frozenset((query.task,)))
-    if query.params or query.text is not None:
+    if query.reads_texts:
         hidden = await hidden_tasks(connection, context)
         query = replace(query, without=query.without | hidden)
     return query

@@ -41,6 +41,7 @@ def query_of(
         node=wanted.node,
         params=wanted.params,
         text=wanted.text,
+        fingerprint=wanted.fingerprint,
         parent=wanted.parent,
         created_since=wanted.created_since,
         created_until=wanted.created_until,
@@ -62,13 +63,13 @@ async def page(
 ) -> RunPage:
     """A page of the runs that are wanted. `by_slot`: ordered by slot, which needs a task.
 
-    `hidden`: tasks whose runs are not found by parameters and texts, because these are hidden from
-    the caller. Raises InvalidParameters for a cursor that no page has given.
+    `hidden`: tasks whose runs are not found by parameters, texts and errors, because these are
+    hidden from the caller. Raises InvalidParameters for a cursor that no page has given.
     """
     tasks = await tasks_of(connection, wanted)
     before = parse_cursor(after) if after is not None else None
     query = query_of(wanted, tasks, by_slot)
-    if query.params or query.text is not None:
+    if query.reads_texts:
         query = replace(query, without=query.without | hidden)
     rows, key = await run_query.page(connection, query, limit, before)
     now = await database_time.now_of(connection)
@@ -127,4 +128,7 @@ async def count_states(context: Context, wanted: RunFilter) -> Counts | None:
     async with context.databases.reading() as connection:
         if connection is None:
             return None
-        return await run_query.counts(connection, query_of(wanted))
+        query = query_of(wanted)
+        if query.reads_texts and wanted.task in await hidden_tasks(connection, context):
+            return None
+        return await run_query.counts(connection, query)

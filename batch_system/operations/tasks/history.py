@@ -35,6 +35,8 @@ from batch_system.operations.tasks.strip import Strip
 
 WEEKS = 13
 LAST_RUNS = 100
+LAST_DAYS = 14
+"""So many days stand beside a verdict."""
 MOST_RUNS, MOST_BESIDE_TALLY = 9_000, 3_000
 """The slots of a task with more runs in the 13 weeks are read from the tally, where it is kept; of
 those beside it at most the second number is counted, the newest ones.
@@ -112,11 +114,7 @@ async def history(context: Context, name: str, zone_name: str) -> TaskHistory:
         zone = schedule.zone if schedule is not None else zone_of(zone_name)
         today = now.astimezone(zone).date()
         first = today - timedelta(days=today.weekday(), weeks=WEEKS - 1)
-        pieces = [
-            Piece(number, _midnight(day, zone), _midnight(day + ON_DAY, zone))
-            for number in range((today - first).days + 1)
-            if (day := first + timedelta(days=number))
-        ]
+        pieces = _pieces(first, today, zone)
         by_day = await _by_day(connection, name, pieces, now)
         is_hidden = name in await hidden_tasks(connection, context)
         last = await _last_runs(connection, name, is_hidden)
@@ -138,6 +136,34 @@ async def history(context: Context, name: str, zone_name: str) -> TaskHistory:
             known_from=min((each.date for each in shown if each.counts), default=None),
             runs=last,
         )
+
+
+async def last_days(context: Context, name: str, zone_name: str) -> tuple[Strip, list[Day]]:
+    """The slots of a task around now, and what became of those of each of the last days, the oldest
+    first. `zone_name`: as for `history`. Raises NoLedger.
+    """
+    async with context.databases.reading() as connection:
+        if connection is None:
+            raise NoLedger("there is no ledger yet: no service has ever run")
+        now = await database_time.now_of(connection)
+        row = await schedules.open_schedule(connection, name)
+        is_usable = row is not None and row.is_usable
+        zone = row.schedule.zone if row is not None and is_usable else zone_of(zone_name)
+        today = now.astimezone(zone).date()
+        first = today - timedelta(days=LAST_DAYS - 1)
+        pieces = _pieces(first, today, zone)
+        by_day = await _by_day(connection, name, pieces, now)
+        days = [_day(first + timedelta(days=each.day), by_day[each.day], None) for each in pieces]
+        return await strip.strip(connection, name, row, now), days
+
+
+def _pieces(first: date, last: date, zone: ZoneInfo) -> list[Piece]:
+    """The days from the first to the last."""
+    days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    return [
+        Piece(number, _midnight(day, zone), _midnight(day + ON_DAY, zone))
+        for number, day in enumerate(days)
+    ]
 
 
 def _midnight(day: date, zone: ZoneInfo) -> datetime:

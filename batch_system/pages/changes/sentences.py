@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from batch_system.batch.cron.cron import schedule
+from batch_system.errors import InvalidSchedule
 from batch_system.operations.incidents.results import Incident
 from batch_system.operations.people.changes import kind_of
 from batch_system.operations.people.results import Change
@@ -90,9 +92,12 @@ def line_of(change: Change) -> Line:
         did = settings_in_words(change.before, change.after)
         return replace(line, icon="settings-2", did=did, detail=change.actor)
     if action == "schedule.change":
-        cron, was = (cron_in_words(each) or "none" for each in (change.after, change.before))
-        did = f"{change.task} runs at {cron}, was {was}"
-        return replace(line, icon="calendar-clock", did=did, link=f"/tasks/{change.task}")
+        schedules = (change.after, change.before)
+        cron, was = (cron_in_words(each) or "none" for each in schedules)
+        words, before = (_spoken(each) for each in schedules)
+        line = replace(line, icon="calendar-clock", link=f"/tasks/{change.task}")
+        did = f"{change.task} runs {words}, was {before}"
+        return replace(line, did=did, detail=f"{cron}, was {was}")
     if action == "task.change":
         names = sorted({*_dict(change.before).get("policies", {}), *after.get("policies", {})})
         what = f" ({', '.join(names)})" if names else ": its file has other content"
@@ -103,6 +108,18 @@ def line_of(change: Change) -> Line:
         target = change.task or change.target or ""
         return replace(line, shown=change.actor, did=f"{words} {target[:LONGEST_TARGET]}".strip())
     return _of_person(line, change, word.did, after)
+
+
+def _spoken(value: Any) -> str:
+    """A schedule as the audit has it, in English words, such as "at 02:00 every day"."""
+    if (shown := cron_in_words(value)) is None:
+        return "by no schedule"
+    given = _dict(value)
+    try:
+        words = schedule(str(given.get("cron")), str(given.get("timezone", "UTC"))).words
+    except InvalidSchedule:  # another version of the service has written it
+        return f"at {shown}"
+    return words[:1].lower() + words[1:]
 
 
 def _of_person(line: Line, change: Change, did: str, after: dict[str, Any]) -> Line:

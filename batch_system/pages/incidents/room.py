@@ -10,11 +10,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from batch_system.batch.ledger.incidents.incidents import MORE
 from batch_system.batch.ledger.states import OF_RUNS
+from batch_system.concurrency.offload import offload
 from batch_system.escaping import cut
+from batch_system.operations.tasks import history
 from batch_system.operations.why import room as rooms
 from batch_system.operations.why.room import MOST_COUNTED, Beginning, Event, Room
 from batch_system.operations.why.text import lines_of
+from batch_system.pages.charts.strip_chart import strip_chart
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
@@ -22,6 +26,7 @@ from batch_system.pages.frame.viewer import Viewer
 from batch_system.pages.incidents.actions import CHANGES
 from batch_system.pages.incidents.listing import said
 from batch_system.pages.night.changes_in_words import settings_in_words
+from batch_system.pages.runs.run_filter import address
 from batch_system.verbs.why import WhyIncident
 from batch_system.words import INCIDENTS
 
@@ -74,15 +79,42 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
         or found.owner,
         level="calm" if incident.closed_at else "bad" if incident.kind in OF_RUNS else "watch",
         **_way(found, viewer),
+        **await _slots(found, viewer),
         same=formatting.sentence_list([_PARTS[part] for part in found.why.comparison.same])
         if found.why.comparison is not None
         else "",
         differ=_differ(found),
+        of_error=_of_error(found),
         as_text="\n".join(lines_of(found.why)),
         is_of_runs=incident.kind in OF_RUNS,
         can_reopen=incident.acknowledged_at is not None or bool(just_done),
         just_done=just_done,
     )
+
+
+async def _slots(found: Room, viewer: Viewer) -> dict[str, Any]:
+    """The slots of the task around now, and its last days, while the incident is open and is about
+    one task.
+    """
+    incident = found.incident
+    if not incident.task or incident.closed_at is not None or found.together:
+        return {"strip": None, "days": []}
+    context = viewer.operations.context
+    strip, days = await history.last_days(context, incident.task, str(viewer.zone))
+    if not (strip.counts or strip.planned or strip.ahead):
+        return {"strip": None, "days": days}
+    return {"strip": await offload(strip_chart, strip, viewer.zone), "days": days}
+
+
+def _of_error(found: Room) -> str:
+    """The address of the runs that an incident is about, as far as the caller may know their error.
+    An incident of further errors has no fingerprint of its own.
+    """
+    error = found.incident.fingerprint
+    of_task = {"task": found.incident.task or ""}
+    if error is None or error == MORE:
+        return address(of_task, state="failed")
+    return address(of_task, fingerprint=error)
 
 
 def _differ(found: Room) -> str:
@@ -203,21 +235,29 @@ def _station(event: Event, gap: str, found: Room, viewer: Viewer) -> Station:
         return Station("circle-check", "ok", "Last good", when, took, gap)
     if event.kind == "change":
         words = cut(_change_in_words(event), LONGEST_CHANGE)
-        return Station("settings-2", "", "Change", when, words, gap)
+        is_deploy = event.action == "service.deploy"
+        icon, what = ("rocket", "Deploy") if is_deploy else ("settings-2", "Change")
+        return Station(icon, "", what, when, words, gap)
     if event.kind == "first":
         seconds = compared.bad.seconds if compared is not None else None
         took = f"failed after {formatting.duration(seconds)}" if seconds is not None else ""
-        return Station("circle-x", "no", "First failure", when, took, gap)
+        return Station("circle-x", "no bad-after", "First failure", when, took, gap)
     if event.kind == "outage":
         words = formatting.counted(event.number, "slot") + " missed"
-        return Station("unplug", "out", "Missed", when, words, gap)
+        return Station("unplug", f"out{_bad_after(found)}", "Missed", when, words, gap)
     if event.kind == "newest":
         ago = formatting.relative(event.at, viewer.now)
-        return Station("circle-x", "no", "Newest failure", when, ago, gap)
+        return Station("circle-x", f"no{_bad_after(found)}", "Newest failure", when, ago, gap)
     if event.kind == "closed":
         return Station("circle-check", "ok", "Over", when, "", "")
     ago = formatting.relative(event.at, viewer.now)
     return Station("calendar-clock", "", "Next slot", when, ago, "")
+
+
+def _bad_after(found: Room) -> str:
+    """The style of the way behind a station of an incident that is not over."""
+    is_bad = found.incident.closed_at is None and found.incident.kind == "failed"
+    return " bad-after" if is_bad else ""
 
 
 def _change_in_words(event: Event) -> str:
