@@ -130,7 +130,7 @@ class Handover(Background):
     async def _is_due(self) -> bool:
         """Whether to look for starts now: because somebody asks, or after a poll."""
         if not self._is_asked:
-            self._has_changed |= not self._is_quiet(await offload(_stamps_of, self._application))
+            self._has_changed |= not await self._is_quiet()
             looks = self._watches() or self._left >= MOST_LEFT or self._outage.has_failed(self.name)
             if not self._has_changed or not looks:
                 return False
@@ -138,12 +138,13 @@ class Handover(Background):
         self._left = 0
         return True
 
-    def _is_quiet(self, files: Sequence[tuple[int, ...]]) -> bool:
+    async def _is_quiet(self) -> bool:
         """Whether nobody has written to the application's database since the last poll, if that
-        costs no statement to know. `files`: what `_stamps_of` returns.
+        costs no statement to know.
         """
-        if not files:
+        if self._application.kind != "sqlite":
             return False
+        files = await offload(_stamps_of, f"{self._application.url.database}")
         self._quiet = self._quiet + 1 if files == self._files else 0
         self._files = files
         if self._quiet >= QUIET.stop:
@@ -351,14 +352,12 @@ async def _delete(application: Database, places: Sequence[Place]) -> None:
         raise _away(application, error) from error
 
 
-def _stamps_of(application: Database) -> Sequence[tuple[int, ...]]:
+def _stamps_of(file: str) -> Sequence[tuple[int, ...]]:
     """What changes when somebody writes to a SQLite database: of its file, and of its log, which is
-    empty for whoever has only opened it. On PostgreSQL there is nothing.
+    empty for whoever has only opened it.
     """
-    if application.kind != "sqlite":
-        return ()
     stamps: list[tuple[int, ...]] = []
-    for name in (f"{application.url.database}", f"{application.url.database}-wal"):
+    for name in (file, f"{file}-wal"):
         try:
             found = os.stat(name)
         except OSError:

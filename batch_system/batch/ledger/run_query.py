@@ -43,8 +43,16 @@ COUNTED = LOOKED
 """Runs are counted up to this number."""
 CHECKED = frozenset(
     (
-        *("task", "state", "origin", "node", "slot", "created_at", "finished_at", "params"),
-        *("reason", "fingerprint"),
+        "task",
+        "state",
+        "origin",
+        "node",
+        "slot",
+        "created_at",
+        "finished_at",
+        "params",
+        "reason",
+        "fingerprint",
     )
 )
 """The columns that the other conditions need."""

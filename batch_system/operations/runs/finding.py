@@ -151,8 +151,9 @@ async def _query(connection: AsyncConnection, context: Context, wanted: RunFilte
     """Texts and parameters that the caller may not see do not find a run."""
     refuse_secret_filter(context, wanted)
     query = query_of(wanted, await tasks_of(connection, wanted))
-    if query.task is not None and query.states and RunState.SUCCEEDED not in query.states:
-        # There are fewer runs of such states than of a task.
+    are_few = query.states and RunState.SUCCEEDED not in query.states
+    if query.task is not None and are_few and query.fingerprint is None:
+        # There are fewer runs of such states than of a task, and still fewer of an error.
         query = replace(query, task=None, tasks=frozenset((query.task,)))
     if query.reads_texts:
         hidden = await hidden_tasks(connection, context)

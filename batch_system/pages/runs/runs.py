@@ -11,8 +11,9 @@ from starlette.requests import Request
 
 from batch_system.batch.ledger.states import ACTIVE, IncidentKind
 from batch_system.errors import DatabaseError, Forbidden, UnknownRun
+from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.filter import RunFilter
-from batch_system.operations.asking.results import Quarantined, RunDetails
+from batch_system.operations.asking.results import Quarantined, RunDetails, RunSummary
 from batch_system.operations.bulks.bulk import STATES as BULK_STATES
 from batch_system.operations.bulks.results import BulkAction
 from batch_system.operations.incidents.results import Incident
@@ -67,17 +68,9 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
     wanted = RunFilter.of(**conditions_of(given, viewer))
     context = viewer.operations.context
     is_folded = query.get("fold", _usual_fold(given)) != "0"
-    is_mixed = "state" not in given
-    active, outages = RunPage(runs=[], after=None), []
-    if is_mixed and after is None:  # before the others, so that a run that ends is in one of both
-        of_active = wanted.model_copy(update={"state": list(ACTIVE)})
-        active = await listing.list_runs(context, of_active, MOST_ACTIVE)
-        outages = [] if isinstance(viewer, LiveViewer) else await _outages(viewer)
-    found = await listing.list_runs(context, wanted, PAGE, after)
-    listed = {run.id for run in active.runs}
-    over = [
-        run for run in found.runs if run.id not in listed and not (is_mixed and run.state in ACTIVE)
-    ]
+    shows_outages = not wanted.state and after is None and not isinstance(viewer, LiveViewer)
+    active, found, over = await _lists(context, wanted, after)
+    outages = await _outages(viewer) if shows_outages else []
     going_on = [Line(run, (run,), seconds_of(run, viewer.now)) for run in active.runs]
     lines = lines_of(over, viewer.now, is_folded, query.get("unfold"))
     # A live page gets rows only.
@@ -110,6 +103,25 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
             action for action in get_args(BulkAction) if _may_change(action, given.get("state"))
         ],
     )
+
+
+async def _lists(
+    context: Context, wanted: RunFilter, after: str | None
+) -> tuple[RunPage, RunPage, list[RunSummary]]:
+    """The runs that go on, which stand first, the page of runs that are wanted, and those of its
+    runs that stand after the former.
+    """
+    is_mixed = not wanted.state
+    active = RunPage(runs=[], after=None)
+    if is_mixed and after is None:  # before the others, so that a run that ends is in one of both
+        of_active = wanted.model_copy(update={"state": list(ACTIVE)})
+        active = await listing.list_runs(context, of_active, MOST_ACTIVE)
+    found = await listing.list_runs(context, wanted, PAGE, after)
+    listed = {run.id for run in active.runs}
+    over = [
+        run for run in found.runs if run.id not in listed and not (is_mixed and run.state in ACTIVE)
+    ]
+    return active, found, over
 
 
 def _usual_fold(given: Mapping[str, str]) -> str:
