@@ -99,7 +99,7 @@ class ManualRun:
                         new_run = self._new_run(
                             params, slot, by, await database_time.now_of(connection)
                         )
-                        new_run.lane = await self._lane(connection)
+                        new_run.lane = await self._lane(connection, new_run.exclusive)
                         await runs.insert(connection, [new_run])
                     self._engine.launch([runs.claimed_from(new_run)], losses)
                 return
@@ -118,7 +118,7 @@ class ManualRun:
             task.name,
             slot,
             now,
-            exclusive=task.exclusive,
+            exclusive=task.queueing.of(params),
             priority=task.policies.priority,
             params=params,
             requested_by=by,
@@ -180,7 +180,8 @@ class ManualRun:
         """Claim the run. Returns an empty list if another run of the task is running, or a service
         was first.
         """
-        return await self._claim_in_lanes(connection, {self.id: await self._lane(connection)}, now)
+        lane = await self._lane(connection, (await self._row())["exclusive"])
+        return await self._claim_in_lanes(connection, {self.id: lane}, now)
 
     async def _claim_in_lanes(
         self, connection: AsyncConnection, lanes: Mapping[str, int], now: datetime
@@ -191,11 +192,11 @@ class ManualRun:
         except IntegrityError:
             return []
 
-    async def _lane(self, connection: AsyncConnection) -> int:
-        """The number of a free lane. If none is free, it is 1, and the database then refuses the
-        run.
+    async def _lane(self, connection: AsyncConnection, name: str | None) -> int:
+        """The number of a free lane of this queue. If none is free, it is 1, and the database then
+        refuses the run.
         """
-        name, number = self._task.exclusive, self._task.lanes
+        number = self._task.lanes
         if name is None or number == 1:
             return 1
         free_lanes = (await concurrency.free(connection, {name: number}))[name]

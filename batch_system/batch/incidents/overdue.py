@@ -29,7 +29,7 @@ _WAITING_TASKS = f"({queue_rows.names(queue_rows.READY)}) AS v"
 _ON_TIME = f"q.rank = {Rank.ON_TIME} AND q.slot IS NOT NULL"
 _FIRST_ON_TIME = " UNION ALL ".join(
     f"SELECT ({queue_rows.first(of, '1', False, also=_ON_TIME)}) FROM {_WAITING_TASKS}"
-    for of in ("exclusive = v.task", "exclusive IS NULL")
+    for of in queue_rows.OF_SLOTS
 )
 """The ids of the first on-time runs in the queue of each task that has due runs and is not
 paused.

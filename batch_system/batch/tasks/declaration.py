@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from batch_system import failures
+from batch_system.batch.tasks.limit import Limit
 from batch_system.errors import BatchError, InvalidTask
 from batch_system.escaping import echoed
 from batch_system.settings.pools import DEFAULT_POOL, POOL_NAME, POOL_NAME_ALLOWED
@@ -170,6 +171,7 @@ class Policies:
     rerun: bool = True
     pool: str = DEFAULT_POOL
     memory: int | None = None
+    limit: Limit | None = None
 
     @classmethod
     def of(cls, task: type[Any]) -> Policies:
@@ -196,6 +198,8 @@ class Policies:
         check(valid, "pool", task.pool, f"{POOL_NAME_ALLOWED}")
         given = {field.name: getattr(task, field.name) for field in fields(cls)}
         checked = {"timeout": timeout, "missed": missed, "memory": _bytes_of(task.memory)}
+        if task.limit is not None:
+            checked["overlap"] = "allow"
         return cls(**given | checked)
 
     def as_json(self) -> dict[str, Any]:
@@ -204,7 +208,9 @@ class Policies:
         """
         retry = {**fields_of(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
         missed = {**fields_of(self.missed), "max_age": self.missed.max_age.total_seconds()}
-        return {**fields_of(self), "retry": retry, "missed": missed}
+        values = {**fields_of(self), "retry": retry, "missed": missed}
+        limit = values.pop("limit")
+        return values if limit is None else {**values, "limit": fields_of(limit)}
 
 
 @dataclass(frozen=True)
@@ -558,6 +564,12 @@ def _check_overlap(task: type[Any]) -> None:
     check(
         waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap = 'wait'"
     )
+    limit = task.limit
+    check(limit is None or isinstance(limit, Limit), "limit", limit, "a Limit(…), or None")
+    if limit is not None:
+        check(running is None, "max_running", running, "None for a task with a limit")
+        valid = task.overlap in ("skip", "allow")
+        check(valid, "overlap", task.overlap, "'allow', which a limit implies")
 
 
 def tags_of(task: type[Any]) -> tuple[str, ...]:

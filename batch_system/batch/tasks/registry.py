@@ -32,6 +32,7 @@ from batch_system.batch.tasks.declaration import (
     static,
     tags_of,
 )
+from batch_system.batch.tasks.limit import Queueing
 from batch_system.batch.tasks.parameters import Parameters
 from batch_system.batch.tasks.partitioned_task import PartitionedTask
 from batch_system.batch.tasks.partitions import Partition
@@ -107,6 +108,15 @@ class Task:
         )
 
     @property
+    def queueing(self) -> Queueing:
+        """In which queue each of its runs is."""
+        limit = self.policies.limit
+        if limit is None:
+            return Queueing(self.name, self.exclusive)
+        default = self.parameters.defaults().get(limit.key) if limit.key is not None else None
+        return Queueing(self.name, None, limit, default)
+
+    @property
     def queue_of_parts(self) -> str:
         """The name of the queue whose lanes the parts of its runs take."""
         return self.name + OF_PARTS
@@ -114,7 +124,8 @@ class Task:
     @property
     def lanes(self) -> int:
         """How many runs of the queue may run at once."""
-        return self.policies.max_running or 1
+        limit = self.policies.limit
+        return limit.number if limit is not None else self.policies.max_running or 1
 
     def read_schedule(self) -> Schedule | None:
         """Read the schedule from a new instance. Raises InvalidTask, which names the class and its
@@ -314,6 +325,12 @@ def _task_of(cls: type[BaseTask]) -> Task:
             "except_on is set, but the class has no schedule; allowed: with a schedule of its own"
         )
     policies, monitoring = _declared(cls, parameters.takes_slot)
+    key = policies.limit.key if policies.limit is not None else None
+    if key is not None and key not in parameters.names:
+        raise InvalidTask(
+            f"Limit(key) is {key!r}, which is no parameter of run(); allowed: "
+            f"{', '.join(parameters.names) or 'none, because run() has no parameters'}"
+        )
     return Task(
         cls=cls,
         name=name,

@@ -76,6 +76,8 @@ def blocker_in_words(blocker: Blocker) -> str:
         return f"no node of its pool {blocker.pool} executes its runs"
     if blocker.kind == "run":
         return f"for run {blocker.run} of the same task"
+    if blocker.kind == "limit":
+        return f"{blocker.running} of {blocker.limit} of {blocker.key or 'its key'} are running"
     longest = f"; the longest run is {blocker.run} of {blocker.task}" if blocker.run else ""
     return f"for room: all services are busy{longest}"
 

@@ -19,6 +19,8 @@ from batch_system.batch.incidents.watched import WatchedTask, watched_tasks
 from batch_system.batch.ledger import database_time, pools, queue_rows
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
+from batch_system.batch.ledger.tasks import SECRET_TAG
+from batch_system.batch.tasks.limit import Queueing
 from batch_system.database import sql
 from batch_system.errors import UnknownRun
 from batch_system.operations.asking.context import Context
@@ -78,7 +80,8 @@ class Present:
     """The present state, from which blockers are found.
 
     `paused`: who has paused each task, by its name. `in_vain`: the pool of each task whose runs no
-    node executes.
+    node executes. `limits`: the queueing of each task with a limit. `secret`: those of
+    these whose keys nobody sees.
     """
 
     now: datetime
@@ -87,6 +90,8 @@ class Present:
     paused: Mapping[str, str]
     in_vain: Mapping[str, str]
     nodes: Sequence[Node]
+    limits: Mapping[str, Queueing]
+    secret: frozenset[str]
 
 
 async def late_runs(
@@ -153,7 +158,16 @@ async def _present(connection: AsyncConnection, living: Sequence[Node], now: dat
     is_paused = select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
     paused = {row.name: row.paused_by or "somebody" for row in await connection.execute(is_paused)}
     in_vain = {each.task: each.pool for each in await pools.in_vain(connection, now)}
-    return Present(now, running, UsualDurations(connection, now), paused, in_vain, living)
+    has_limit = select(tasks.c.name, tasks.c.policies, tasks.c.tags).where(
+        tasks.c.queue.is_not(None)
+    )
+    limits, secret = {}, set()
+    for row in await connection.execute(has_limit):
+        limits[row.name] = Queueing.of_policies(row.name, row.policies)
+        if isinstance(row.tags, list) and SECRET_TAG in row.tags:
+            secret.add(row.name)
+    usual = UsualDurations(connection, now)
+    return Present(now, running, usual, paused, in_vain, living, limits, frozenset(secret))
 
 
 @cache
@@ -280,7 +294,24 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
         return Blocker(kind="unserved", task=run.task)
     if (pool := present.in_vain.get(run.task)) is not None:
         return Blocker(kind="pool", task=run.task, pool=pool)
-    if run.exclusive is not None and (its := present.running.get(run.task)):
+    if (queueing := present.limits.get(run.task)) is not None:
+        of_key = [
+            each
+            for its in present.running.values()
+            for each in its
+            if each.exclusive == run.exclusive
+        ]
+        number = queueing.limit.number if queueing.limit is not None else 0
+        if of_key and len(of_key) >= number:
+            return Blocker(
+                kind="limit",
+                run=of_key[0].id,
+                task=of_key[0].task,
+                running=len(of_key),
+                limit=number,
+                key=None if run.task in present.secret else _key_in(run.exclusive),
+            )
+    elif run.exclusive is not None and (its := present.running.get(run.task)):
         return Blocker(kind="run", run=its[0].id, task=run.task)
     if run.due_at > present.now - SOON:  # the next poll of a service that has room starts it
         return None
@@ -292,6 +323,12 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
     ]
     longest = min(everything, key=lambda each: each.attempt_started_at, default=None)
     return Blocker(kind="room", run=longest.id, task=longest.task) if longest is not None else None
+
+
+def _key_in(queue: str | None) -> str | None:
+    """The key in the name of a queue; None for one that is hashed there, or that has none."""
+    key = (queue or "").partition("[")[2].removesuffix("]")
+    return None if not key or key.startswith("#") else key
 
 
 def _queued_at(run: Row[Any]) -> datetime:

@@ -28,18 +28,25 @@ class Blocker(Result):
 
     Attributes:
         kind: paused, unserved (no service has the task), pool (no node of its `pool` has the task),
-            run (of the same task), room (all nodes are busy), or slot (of another task, which the
-            run comes after).
+            run (of the same task), limit (as many runs of its key are running as the limit of its
+            task allows), room (all nodes are busy), or slot (of another task, which the run comes
+            after).
+        running: How many runs of its key are running.
+        limit: How many may.
+        key: Such as "tenant=acme"; None if it is hidden.
         state: Of the run in the way, if it is one of a slot.
         reason: Why the slot has no run, if that is known.
         cause: What is in the way at the beginning of the chain, if the slot waits itself.
     """
 
-    kind: Literal["paused", "unserved", "pool", "run", "room", "slot"]
+    kind: Literal["paused", "unserved", "pool", "run", "limit", "room", "slot"]
     by: str | None = None
     run: str | None = None
     task: str | None = None
     pool: str | None = None
+    running: int | None = None
+    limit: int | None = None
+    key: str | None = None
     state: str | None = None
     reason: str | None = None
     cause: InTheWay | None = None

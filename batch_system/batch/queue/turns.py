@@ -1,0 +1,236 @@
+"""Turns: in which order the keys of limits are served.
+
+A task with a limit has a queue for each value of the limit's parameter. A look at the ledger goes
+from queue to queue through the index, and begins behind the queue that was served last, so that no
+key waits for the runs of a key that has many.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from itertools import repeat, zip_longest
+
+from sqlalchemy import Integer, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
+
+from batch_system.batch.ledger import json_rows, key_counts, queue_rows
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.tables import runs
+from batch_system.batch.queue.concurrency import Head, Rule, heads_by_rules
+from batch_system.batch.tasks.limit import Queueing
+from batch_system.database import sql
+
+MOST_QUEUES = 500
+"""How many queues a look reads at once."""
+LEAST_QUEUES = 20
+"""How many of each task at least."""
+MOST_LOOKS = 4
+"""How many times so many queues are read while nothing can start in those before."""
+
+
+class Turns:
+    """Which queue was served last, by the name of the task. A node has one, and forgets it with its
+    process.
+    """
+
+    are_locked = False
+    """Whether another node claimed runs of a limit with a total during the last look."""
+
+    def __init__(self) -> None:
+        self._served: dict[str, str] = {}
+
+    def after(self, task: str) -> str:
+        """The queue behind which the next look at this task begins."""
+        return self._served.get(task, "")
+
+    def skip(self, task: str, queues: Sequence[str]) -> None:
+        """Go on behind these queues, in which nothing can start."""
+        self._served[task] = queues[-1]
+
+    def serve(self, heads: Iterable[Head]) -> None:
+        """Remember that these runs begin. They are in the order of their turns."""
+        for head in heads:
+            if head.exclusive is not None:
+                self._served.pop(head.task, None)
+                self._served[head.task] = head.exclusive
+
+    def in_order(self, tasks: Iterable[str]) -> list[str]:
+        """These tasks, those first that were served longest ago: they may share a limit."""
+        places = {task: place for place, task in enumerate(self._served)}
+        return sorted(tasks, key=lambda task: places.get(task, -1))
+
+
+def sizes(most: int, tasks: int) -> Iterator[int]:
+    """How many queues of each task the looks read, one after the other, for `most` runs to
+    start.
+    """
+    for queues in (min(most, MOST_QUEUES), *repeat(MOST_QUEUES, MOST_LOOKS - 1)):
+        yield max(LEAST_QUEUES, queues // tasks)
+
+
+async def following(
+    connection: AsyncConnection, after: Mapping[str, str], size: int, retries: bool
+) -> dict[str, list[str]]:
+    """The next `size` queues with waiting runs of each task, in their order, behind `after`; from
+    the first one on where none follows. `retries`: whether those with retries count too.
+    """
+    found = await behind(connection, after, size, retries)
+    missing = {task: "" for task in after if len(found[task]) < size and after[task]}
+    if missing:
+        for task, first in (await behind(connection, missing, size, retries)).items():
+            known = set(found[task])
+            found[task] += [queue for queue in first if queue not in known][: size - len(known)]
+    return found
+
+
+async def behind(
+    connection: AsyncConnection, after: Mapping[str, str], size: int, retries: bool
+) -> dict[str, list[str]]:
+    """As `following`, without those from the first one on."""
+    kind = connection.dialect.name
+    rows = [{"task": task, "exclusive": queue} for task, queue in after.items()]
+    parameters = {"rows": json_rows.encode(rows, kind), "size": size}
+    found: dict[str, list[str]] = {task: [] for task in after}
+    for task, queue in await connection.execute(_jumps(kind, retries), parameters):
+        found[task].append(queue)
+    return found
+
+
+@cache
+def _jumps(kind: str, retries: bool) -> TextualSelect:
+    """The names of the queues, each found by one jump in the index, in the order of the index."""
+    source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
+    statement = sql.statement(
+        "WITH RECURSIVE w(task, exclusive, number) AS ("
+        f"SELECT v.task, ({_next('v', retries)}), 1 FROM {source} UNION ALL "
+        f"SELECT w.task, ({_next('w', retries)}), w.number + 1 FROM w "
+        "WHERE w.exclusive IS NOT NULL AND w.number < :size) "
+        "SELECT w.task, w.exclusive FROM w WHERE w.exclusive IS NOT NULL ORDER BY w.number",
+        size=Integer(),
+    )
+    return statement.columns(runs.c.task, runs.c.exclusive)
+
+
+def _next(place: str, retries: bool) -> str:
+    """SQL for the next queue behind that of `place`, which is an alias."""
+    behind = f"r.task = {place}.task AND r.exclusive > {place}.exclusive"
+    jumps = [
+        f"SELECT min(r.exclusive) AS queue FROM batch_runs r WHERE {condition} AND {behind}"
+        for condition in (queue_rows.READY, queue_rows.RETRIES)
+    ]
+    return f"SELECT min(queue) FROM ({' UNION ALL '.join(jumps)}) AS n" if retries else jumps[0]
+
+
+def in_turn(heads: Iterable[Head], order: Sequence[str]) -> list[Head]:
+    """These runs, the first of each queue before the second of any. `order`: the queues."""
+    of_queue: dict[str, list[Head]] = {queue: [] for queue in order}
+    for head in heads:
+        of_queue[head.exclusive or ""].append(head)
+    rounds = zip_longest(*of_queue.values())
+    return [head for each in rounds for head in each if head is not None]
+
+
+async def heads_in_turn(
+    connection: AsyncConnection,
+    limited: Iterable[Queueing],
+    now: datetime,
+    retries: bool,
+    most: int,
+    turns: Turns,
+    locks: bool,
+) -> list[Head]:
+    """The runs of tasks with a limit that may start now: key by key, in the order of their turns.
+    `locks`: the caller claims them in this transaction.
+    """
+    queueings = {each.task: each for each in limited}
+    room = await _room_of_totals(connection, queueings.values(), turns, locks)
+    found: dict[str, list[Head]] = {}
+    given: dict[str, list[int]] = defaultdict(list)
+    """The lanes of queues, which tasks may share."""
+    left = dict.fromkeys(
+        task for task in turns.in_order(queueings) if room.get(queueings[task].prefix, 1)
+    )
+    for size in sizes(most, len(left)) if left else ():
+        after = {task: turns.after(task) for task in left}
+        for task, names in (await following(connection, after, size, retries)).items():
+            its = queueings[task]
+            assert its.limit is not None
+            rules = {queue: Rule(its.limit.number, False, task) for queue in names}
+            each = max(1, min(most, -(-2 * most // max(1, len(names)))))
+            first = await heads_by_rules(connection, rules, now, each, retries, given)
+            found[task] = _within(in_turn(first, names)[:most], room, its.prefix)
+            for head in found[task]:
+                given[head.exclusive or ""].append(head.lane)
+            if found[task] or len(names) < size:
+                del left[task]
+            else:
+                turns.skip(task, names)
+        if not left:
+            break
+    return [head for each in zip_longest(*found.values()) for head in each if head is not None]
+
+
+async def _room_of_totals(
+    connection: AsyncConnection, limited: Iterable[Queueing], turns: Turns, locks: bool
+) -> dict[str, int]:
+    """How many runs of each limit with a total may start, by the prefix of its queues.
+
+    A unique index can't count over several keys. So whoever claims such runs on PostgreSQL locks
+    the limit until the commit; what another node has locked is left for the next look. On SQLite
+    there is one writer at a time.
+    """
+    turns.are_locked = False
+    room: dict[str, int] = {}
+    for each in sorted(limited, key=lambda each: each.prefix):
+        if each.limit is None or each.limit.total is None or each.prefix in room:
+            continue
+        if locks and not await _lock(connection, each.prefix):
+            turns.are_locked = True
+            room[each.prefix] = 0
+        else:
+            running = await key_counts.number_running(connection, each.prefix)
+            room[each.prefix] = max(0, each.limit.total - running)
+    return room
+
+
+async def _lock(connection: AsyncConnection, prefix: str) -> bool:
+    if connection.dialect.name != "postgresql":
+        return True
+    # A process that is frozen now would keep the lock.
+    is_mine = text(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0)) "
+        "FROM set_config('idle_in_transaction_session_timeout', '2s', true)"
+    )
+    return bool((await connection.execute(is_mine, {"name": f"batch limit {prefix}"})).scalar())
+
+
+def _within(heads: Sequence[Head], room: dict[str, int], prefix: str) -> list[Head]:
+    """Those for which the total has room. Runs that go on after their parts have a lane already."""
+    if prefix not in room:
+        return list(heads)
+    chosen = []
+    for head in heads:
+        if (head.state, head.rank) != (RunState.QUEUED, Rank.JOINING):
+            if room[prefix] < 1:
+                continue
+            room[prefix] -= 1
+        chosen.append(head)
+    return chosen
+
+
+def together(others: Sequence[Head], limited: Sequence[Head], most: int) -> list[Head]:
+    """The first `most` of both. Larger priorities go first; with equal ones, the runs of tasks with
+    a limit get half of the room, or what the others leave.
+    """
+    chosen: list[Head] = []
+    for priority in sorted({head.priority for head in (*others, *limited)}, reverse=True):
+        room = most - len(chosen)
+        theirs = [head for head in others if head.priority == priority]
+        own = [head for head in limited if head.priority == priority]
+        own = own[: max(room // 2, room - len(theirs))]
+        chosen += theirs[: room - len(own)] + own
+    return chosen
