@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from batch_system.batch.tasks.item_task import ItemTask as ItemTask
     from batch_system.batch.tasks.item_task import Skip as Skip
     from batch_system.batch.tasks.limit import Limit as Limit
+    from batch_system.batch.tasks.limit import Rate as Rate
     from batch_system.batch.tasks.partitioned_task import PartitionedTask as PartitionedTask
     from batch_system.batch.tasks.partitions import Part as Part
     from batch_system.batch.tasks.ranges import ranges as ranges
@@ -59,6 +60,7 @@ _HOMES = {
     "Holidays": "batch.tasks.calendars",
     "ItemTask": "batch.tasks.item_task",
     "Limit": "batch.tasks.limit",
+    "Rate": "batch.tasks.limit",
     "Missed": "batch.tasks.declaration",
     "Part": "batch.tasks.partitions",
     "PartitionedTask": "batch.tasks.partitioned_task",

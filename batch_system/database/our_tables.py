@@ -27,6 +27,7 @@ LEDGER_TABLES = frozenset(
         "outbox",
         "previews",
         "pruned",
+        "rates",
         "runs",
         "schedules",
         "sessions",

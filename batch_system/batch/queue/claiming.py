@@ -35,7 +35,7 @@ from batch_system.batch.ledger.tables import HELD_SQL, HOLDS_LANE_SQL, not_held,
 from batch_system.batch.ledger.transitions import CLAIMED_COLUMNS
 from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head, Rule
-from batch_system.batch.queue.turns import Turns, heads_in_turn, together
+from batch_system.batch.queue.turns import Turns, heads_in_turn, take_places, together
 from batch_system.batch.tasks.registry import Task
 from batch_system.database import sql
 from batch_system.settings.pools import DEFAULT_POOL
@@ -177,20 +177,23 @@ async def take(
     Runs for which threads or children are missing may hide others that have room. In that case it
     looks again, without the former. `apart`: each run is claimed separately, and those that the
     database refuses are left. `turns`: which keys of limits were served last. Returns the
-    claimed runs, and whether more runs may be claimable at
-    once.
+    claimed runs, and whether more runs may be claimable at once.
     """
     claimed: list[Claimed] = []
+    turns = turns if turns is not None else Turns()
     claim = _claim_apart if apart else _claim
     while True:
         most = capacity.runs
         now, first_runs = await startable(connection, tasks, capacity, locks=True, turns=turns)
         if now is None or not first_runs:
-            return claimed, turns is not None and turns.are_locked
+            return claimed, turns.are_locked
         chosen = [head for head in first_runs if capacity.take(tasks[head.task])]
         got = await claim(connection, chosen, node, now)
-        if turns is not None:
-            turns.serve(head for head in chosen if tasks[head.task].policies.limit is not None)
+        limited = [head for head in chosen if tasks[head.task].policies.limit is not None]
+        turns.serve(limited)
+        ids = {run.id for run in got}
+        begun = [(head, tasks[head.task].queueing) for head in limited if head.id in ids]
+        await take_places(connection, begun, turns, now)
         claimed += got
         if len(chosen) == len(first_runs) or len(first_runs) < most:
             return claimed, len(chosen) == len(first_runs) and (

@@ -7,7 +7,7 @@ key waits for the runs of a key that has many.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -17,7 +17,7 @@ from sqlalchemy import Integer, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from batch_system.batch.ledger import json_rows, key_counts, queue_rows
+from batch_system.batch.ledger import json_rows, key_counts, queue_rows, rates
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.tables import runs
 from batch_system.batch.queue.concurrency import Head, Rule, heads_by_rules
@@ -38,10 +38,14 @@ class Turns:
     """
 
     are_locked = False
-    """Whether another node claimed runs of a limit with a total during the last look."""
+    """Whether another node claimed runs of a limit with a total, or of a rate, during the last
+    look.
+    """
 
     def __init__(self) -> None:
         self._served: dict[str, str] = {}
+        self.places: dict[str, list[int]] = {}
+        """The free places of the rates that the last look has read, by bucket."""
 
     def after(self, task: str) -> str:
         """The queue behind which the next look at this task begins."""
@@ -148,12 +152,18 @@ async def heads_in_turn(
     """
     queueings = {each.task: each for each in limited}
     room = await _room_of_totals(connection, queueings.values(), turns, locks)
+    turns.places = {}
     found: dict[str, list[Head]] = {}
     given: dict[str, list[int]] = defaultdict(list)
     """The lanes of queues, which tasks may share."""
+    given_places: Counter[str] = Counter()
     left = dict.fromkeys(
         task for task in turns.in_order(queueings) if room.get(queueings[task].prefix, 1)
     )
+    for task in [task for task in left if queueings[task].has_one_bucket]:
+        await _read_places(connection, queueings[task], [""], now, turns, locks)
+        if not turns.places[queueings[task].bucket_of("")]:
+            del left[task]
     for size in sizes(most, len(left)) if left else ():
         after = {task: turns.after(task) for task in left}
         for task, names in (await following(connection, after, size, retries)).items():
@@ -162,7 +172,12 @@ async def heads_in_turn(
             rules = {queue: Rule(its.limit.number, False, task) for queue in names}
             each = max(1, min(most, -(-2 * most // max(1, len(names)))))
             first = await heads_by_rules(connection, rules, now, each, retries, given)
-            found[task] = _within(in_turn(first, names)[:most], room, its.prefix)
+            in_order = in_turn(first, names)[:most]
+            if its.rate is not None:
+                queues = [head.exclusive or "" for head in in_order]
+                await _read_places(connection, its, queues, now, turns, locks)
+                in_order = _within_rate(in_order, its, turns, given_places)
+            found[task] = _within(in_order, room, its.prefix)
             for head in found[task]:
                 given[head.exclusive or ""].append(head.lane)
             if found[task] or len(names) < size:
@@ -206,6 +221,77 @@ async def _lock(connection: AsyncConnection, prefix: str) -> bool:
         "FROM set_config('idle_in_transaction_session_timeout', '2s', true)"
     )
     return bool((await connection.execute(is_mine, {"name": f"batch limit {prefix}"})).scalar())
+
+
+async def _read_places(
+    connection: AsyncConnection,
+    queueing: Queueing,
+    queues: Iterable[str],
+    now: datetime,
+    turns: Turns,
+    locks: bool,
+) -> None:
+    """Read the free places of the rate that these queues count for, unless this look has."""
+    assert queueing.rate is not None
+    buckets = {queueing.bucket_of(queue) for queue in queues} - turns.places.keys()
+    if buckets:
+        numbers = dict.fromkeys(buckets, queueing.rate.number)
+        found = await rates.places(connection, numbers, now, locks)
+        turns.are_locked |= bool(found.locked)
+        turns.places |= {bucket: found.free.get(bucket, []) for bucket in buckets}
+
+
+def _within_rate(
+    heads: Iterable[Head], queueing: Queueing, turns: Turns, given: Counter[str]
+) -> list[Head]:
+    """Those for which the rate has a place. `given`: how many places of each bucket this look has
+    given away, which tasks may share.
+    """
+    chosen = []
+    for head in heads:
+        if counts_for_rate(head):
+            bucket = queueing.bucket_of(head.exclusive or "")
+            if given[bucket] >= len(turns.places[bucket]):
+                continue
+            given[bucket] += 1
+        chosen.append(head)
+    return chosen
+
+
+async def take_places(
+    connection: AsyncConnection, begun: Iterable[tuple[Head, Queueing]], turns: Turns, now: datetime
+) -> None:
+    """Take the places of the runs that begin at `now`, which the last look has found."""
+    taken = [
+        (bucket, turns.places[bucket].pop(0), queueing.rate.per)
+        for head, queueing in begun
+        if queueing.rate is not None and counts_for_rate(head)
+        for bucket in [queueing.bucket_of(head.exclusive or "")]
+    ]
+    await rates.take(connection, taken, now)
+
+
+async def take_place(
+    connection: AsyncConnection, queueing: Queueing, queue: str | None, now: datetime
+) -> bool:
+    """Take a place of the rate for one run of this queue, which begins at `now`, if the task has a
+    rate. Returns False if none is free.
+    """
+    if queueing.rate is None:
+        return True
+    bucket = queueing.bucket_of(queue or "")
+    found = await rates.places(connection, {bucket: queueing.rate.number}, now, locks=True)
+    free = found.free.get(bucket)
+    if not free:
+        return False
+    await rates.take(connection, [(bucket, free[0], queueing.rate.per)], now)
+    return True
+
+
+def counts_for_rate(head: Head) -> bool:
+    """Whether a new attempt begins. Runs that go on keep their attempt."""
+    is_joining = (head.state, head.rank) == (RunState.QUEUED, Rank.JOINING)
+    return not is_joining and head.state != RunState.INTERRUPTED
 
 
 def _within(heads: Sequence[Head], room: dict[str, int], prefix: str) -> list[Head]:

@@ -11,12 +11,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from batch_system.errors import InvalidTask
 from batch_system.escaping import cut, echoed
 
 MOST, MOST_TOTAL, MOST_BACKLOG = 1_000, 10_000, 1_000_000
+LONGEST_PERIOD = 31 * 86_400
+"""The seconds of the longest period of a rate."""
 LONGEST_VALUE = 60
 """The characters of a value that a sentence shows."""
 LONGEST_QUEUE = 120
@@ -24,6 +27,17 @@ LONGEST_QUEUE = 120
 _PLAIN = re.compile(r"[\w .:@+/-]{1,60}", re.ASCII)
 """Values that stand in the name of a queue as they are. Others are hashed there."""
 _NAME = re.compile(r"[a-z0-9_.-]{1,100}")
+
+
+def _check_names(owner: str, key: object, name: object) -> None:
+    if key is not None and not (isinstance(key, str) and key.isidentifier()):
+        raise InvalidTask(
+            f"{owner}(key) is {echoed(key)}; allowed: the name of a parameter of run()"
+        )
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise InvalidTask(
+            f"{owner}(name) is {echoed(name)}; allowed: 1 to 100 characters of a-z 0-9 _ . -"
+        )
 
 
 @dataclass(frozen=True)
@@ -66,16 +80,7 @@ class Limit:
                 f"Limit(backlog) is {echoed(self.backlog)}; allowed: an int from 1 to "
                 f"{MOST_BACKLOG:,}, or None"
             )
-        if self.key is not None and not (isinstance(self.key, str) and self.key.isidentifier()):
-            raise InvalidTask(
-                f"Limit(key) is {echoed(self.key)}; allowed: the name of a parameter of run()"
-            )
-        if self.name is not None and not (
-            isinstance(self.name, str) and _NAME.fullmatch(self.name)
-        ):
-            raise InvalidTask(
-                f"Limit(name) is {echoed(self.name)}; allowed: 1 to 100 characters of a-z 0-9 _ . -"
-            )
+        _check_names("Limit", self.key, self.name)
 
     def queue_of(self, task: str, value: object) -> str:
         """The name of the queue of a run of `task`. `value`: the JSON value of the parameter `key`;
@@ -92,6 +97,63 @@ class Limit:
         return f"{head}#{digest[: LONGEST_QUEUE - len(head) - 2]}]"
 
 
+@dataclass(frozen=True, init=False)
+class Rate:
+    """How many runs may begin within a period, on all nodes together. It holds exactly: in no
+    period of this length more runs begin. A retry counts as a beginning; a run that goes on after
+    an interruption does not.
+
+    Attributes:
+      number: The number, from 1 to 1,000.
+      per: The length of the period in seconds, up to 31 days. A timedelta may be given.
+      key: The name of a parameter of `run`, which is also that of the task's `limit`, if it has
+          one. The rate then holds for each value of it. None: it holds for all runs together.
+      name: Tasks whose rates have the same name share it. None: the rate is that of the task.
+    """
+
+    number: int
+    per: float
+    key: str | None
+    name: str | None
+
+    def __init__(
+        self,
+        number: int,
+        per: float | timedelta,
+        key: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Raises InvalidTask, which names the argument and what is allowed."""
+        if type(number) is not int or not 1 <= number <= MOST:
+            raise InvalidTask(
+                f"Rate(number) is {echoed(number)}; allowed: an int from 1 to {MOST:,}"
+            )
+        seconds = per.total_seconds() if isinstance(per, timedelta) else per
+        if type(seconds) not in (int, float) or not 0 < seconds <= LONGEST_PERIOD:
+            raise InvalidTask(
+                f"Rate(per) is {echoed(per)}; allowed: seconds above 0 (up to 31 days), or a "
+                "timedelta"
+            )
+        _check_names("Rate", key, name)
+        values = {"number": number, "per": float(seconds), "key": key, "name": name}
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+
+    def check_with(self, limit: Limit) -> None:
+        """Raise InvalidTask if a run's queue, which the limit names, does not say whose rate it
+        is.
+        """
+        if self.key is None:
+            return
+        for field in ("key", "name"):
+            own, its = getattr(self, field), getattr(limit, field)
+            if own != its:
+                raise InvalidTask(
+                    f"Rate({field}) is {echoed(own)}; allowed: {echoed(its)}, as in the Limit of "
+                    "the task, or a Rate without a key"
+                )
+
+
 @dataclass(frozen=True)
 class Queueing:
     """In which queue a run of a task is, by its parameters.
@@ -101,12 +163,14 @@ class Queueing:
       exclusive: The queue of all its runs, if it has no limit; None: they are in no queue.
       limit: Its limit; None if it has none.
       default: The JSON value of the limit's parameter for runs that do not give it.
+      rate: Its rate; None if it has none.
     """
 
     task: str
     exclusive: str | None
     limit: Limit | None = None
     default: Any = None
+    rate: Rate | None = None
 
     @classmethod
     def of_json(cls, task: str, values: Mapping[str, Any]) -> Queueing:
@@ -116,8 +180,14 @@ class Queueing:
         exclusive = values["exclusive"]
         if exclusive is not None and not isinstance(exclusive, str):
             raise ValueError(f"exclusive is {exclusive!r}")
-        limit = values["limit"]
-        return cls(task, exclusive, None if limit is None else Limit(**limit), values["default"])
+        limit, rate = values["limit"], values["rate"]
+        return cls(
+            task,
+            exclusive,
+            None if limit is None else Limit(**limit),
+            values["default"],
+            None if rate is None else Rate(**rate),
+        )
 
     @classmethod
     def of_policies(cls, task: str, policies: Mapping[str, Any]) -> Queueing:
@@ -128,7 +198,9 @@ class Queueing:
             its = Limit(
                 limit["number"], *(limit.get(name) for name in ("key", "name", "total", "backlog"))
             )
-            return cls(task, None, its, limit.get("default"))
+            rate = policies.get("rate")
+            its_rate = Rate(**rate) if isinstance(rate, Mapping) else None
+            return cls(task, None, its, limit.get("default"), its_rate)
         is_unlimited = policies.get("overlap") == "allow" and policies.get("max_running") is None
         return cls(task, None if is_unlimited else task)
 
@@ -136,6 +208,16 @@ class Queueing:
     def prefix(self) -> str:
         """How the names of the queues of its limit begin."""
         return f"{(self.limit.name if self.limit is not None else None) or self.task}["
+
+    @property
+    def has_one_bucket(self) -> bool:
+        """Whether it has a rate that holds for all its runs together."""
+        return self.rate is not None and self.rate.key is None
+
+    def bucket_of(self, queue: str) -> str:
+        """Whose rate it is that the runs of this queue count for."""
+        assert self.rate is not None
+        return queue if self.rate.key is not None else f"{self.rate.name or self.task}[]"
 
     def words_of(self, params: Mapping[str, Any] | None) -> str:
         """Whose limit it is, such as "tenant=acme"; the name of the task without a key."""

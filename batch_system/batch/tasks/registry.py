@@ -114,7 +114,7 @@ class Task:
         if limit is None:
             return Queueing(self.name, self.exclusive)
         default = self.parameters.defaults().get(limit.key) if limit.key is not None else None
-        return Queueing(self.name, None, limit, default)
+        return Queueing(self.name, None, limit, default, self.policies.rate)
 
     @property
     def queue_of_parts(self) -> str:
@@ -327,8 +327,9 @@ def _task_of(cls: type[BaseTask]) -> Task:
     policies, monitoring = _declared(cls, parameters.takes_slot)
     key = policies.limit.key if policies.limit is not None else None
     if key is not None and key not in parameters.names:
+        which = "Limit" if cls.limit is not None else "Rate"
         raise InvalidTask(
-            f"Limit(key) is {key!r}, which is no parameter of run(); allowed: "
+            f"{which}(key) is {key!r}, which is no parameter of run(); allowed: "
             f"{', '.join(parameters.names) or 'none, because run() has no parameters'}"
         )
     return Task(

@@ -25,6 +25,7 @@ from batch_system.database import sql
 from batch_system.errors import UnknownRun
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import Node
+from batch_system.operations.runs import limit_blockers
 from batch_system.operations.runs.awaited import awaited, blocked_runs
 from batch_system.operations.runs.read import run_of
 from batch_system.operations.runs.waiting import Blocker, LateRun, Waiting
@@ -84,6 +85,7 @@ class Present:
     these whose keys nobody sees.
     """
 
+    connection: AsyncConnection
     now: datetime
     running: Mapping[str, Sequence[Row[Any]]]
     usual: UsualDurations
@@ -167,7 +169,9 @@ async def _present(connection: AsyncConnection, living: Sequence[Node], now: dat
         if isinstance(row.tags, list) and SECRET_TAG in row.tags:
             secret.add(row.name)
     usual = UsualDurations(connection, now)
-    return Present(now, running, usual, paused, in_vain, living, limits, frozenset(secret))
+    return Present(
+        connection, now, running, usual, paused, in_vain, living, limits, frozenset(secret)
+    )
 
 
 @cache
@@ -263,7 +267,7 @@ def _eta(run: Row[Any], usual: Durations, now: datetime) -> datetime | None:
 
 
 async def _waits(run: Row[Any], present: Present) -> LateRun:
-    blocker = _blocker(run, present)
+    blocker = await _blocker(run, present)
     eta = None
     if blocker is not None and blocker.kind == "run":
         first = next(each for each in present.running[run.task] if each.id == blocker.run)
@@ -286,7 +290,7 @@ async def _waits(run: Row[Any], present: Present) -> LateRun:
     )
 
 
-def _blocker(run: Row[Any], present: Present) -> Blocker | None:
+async def _blocker(run: Row[Any], present: Present) -> Blocker | None:
     """The first thing that holds a waiting run."""
     if (by := present.paused.get(run.task)) is not None:
         return Blocker(kind="paused", by=by, task=run.task)
@@ -295,22 +299,16 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
     if (pool := present.in_vain.get(run.task)) is not None:
         return Blocker(kind="pool", task=run.task, pool=pool)
     if (queueing := present.limits.get(run.task)) is not None:
-        of_key = [
-            each
-            for its in present.running.values()
-            for each in its
-            if each.exclusive == run.exclusive
-        ]
-        number = queueing.limit.number if queueing.limit is not None else 0
-        if of_key and len(of_key) >= number:
-            return Blocker(
-                kind="limit",
-                run=of_key[0].id,
-                task=of_key[0].task,
-                running=len(of_key),
-                limit=number,
-                key=None if run.task in present.secret else _key_in(run.exclusive),
-            )
+        held = await limit_blockers.blocker_of(
+            present.connection,
+            run,
+            queueing,
+            present.running,
+            present.now,
+            is_secret=run.task in present.secret,
+        )
+        if held is not None:
+            return held
     elif run.exclusive is not None and (its := present.running.get(run.task)):
         return Blocker(kind="run", run=its[0].id, task=run.task)
     if run.due_at > present.now - SOON:  # the next poll of a service that has room starts it
@@ -323,12 +321,6 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
     ]
     longest = min(everything, key=lambda each: each.attempt_started_at, default=None)
     return Blocker(kind="room", run=longest.id, task=longest.task) if longest is not None else None
-
-
-def _key_in(queue: str | None) -> str | None:
-    """The key in the name of a queue; None for one that is hashed there, or that has none."""
-    key = (queue or "").partition("[")[2].removesuffix("]")
-    return None if not key or key.startswith("#") else key
 
 
 def _queued_at(run: Row[Any]) -> datetime:
