@@ -18,6 +18,7 @@ LEDGER_TABLES = frozenset(
         "events",
         "fingerprints",
         "incidents",
+        "limits",
         "log",
         "maintenance",
         "merged",

@@ -38,6 +38,7 @@ from batch_system.batch.nodes.node import Node
 from batch_system.batch.nodes.roles import Roles
 from batch_system.batch.placing.placing import Placing
 from batch_system.batch.queue import enqueue, session_starts
+from batch_system.batch.queue.limit_functions import LimitFunctions
 from batch_system.batch.retention.pruning import Pruner
 from batch_system.batch.retention.retention import Keep
 from batch_system.batch.retention.upkeep import Upkeep
@@ -341,12 +342,12 @@ class BatchService:
         self._on_changes += [self.schedules.on_changes, self.dispatcher.on_changes]
         self._bulks = BulkWorker(self.operations)
         watching = self._watch()
-        self._on_changes.append(self.opener.on_changes)
+        functions = LimitFunctions(self.ledger, self.tasks, self.wake, self.node.outage)
+        self._on_changes += [self.opener.on_changes, functions.on_changes]
         handover = self._hand_over(stack)
         await self._place()
-        self._start_parts(
-            self.dispatcher, self.schedules, self._new_upkeep(), self._bulks, handover, *watching
-        )
+        parts = (self.dispatcher, self.schedules, self._new_upkeep(), self._bulks, handover)
+        self._start_parts(*parts, functions, *watching)
         self._is_firing = True
         apscheduler.report_to(self.scheduler, self.dispatcher.notify)
         apscheduler.start(self.scheduler)

@@ -110,7 +110,7 @@ def _policies(task: Task) -> dict[str, Any]:
     """Its policies, and what a process that has not loaded the task must know to queue a run."""
     policies = task.policies.as_json()
     if (limit := policies.get("limit")) is not None:
-        policies["limit"] = {**limit, "default": task.queueing.default}
+        policies["limit"] = {**limit, "value": task.queueing.default}
     return policies
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import Integer, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from batch_system.batch.ledger import json_rows, key_counts, queue_rows, rates
+from batch_system.batch.ledger import json_rows, key_counts, limit_numbers, queue_rows, rates
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.tables import runs
 from batch_system.batch.queue.concurrency import Head, Rule, heads_by_rules
@@ -169,7 +169,8 @@ async def heads_in_turn(
         for task, names in (await following(connection, after, size, retries)).items():
             its = queueings[task]
             assert its.limit is not None
-            rules = {queue: Rule(its.limit.number, False, task) for queue in names}
+            numbers = await limit_numbers.of(connection, its.limit, names)
+            rules = {queue: Rule(numbers[queue], False, task) for queue in names}
             each = max(1, min(most, -(-2 * most // max(1, len(names)))))
             first = await heads_by_rules(connection, rules, now, each, retries, given)
             in_order = in_turn(first, names)[:most]

@@ -214,7 +214,7 @@ class Policies:
         missed = {**fields_of(self.missed), "max_age": self.missed.max_age.total_seconds()}
         values = {**fields_of(self), "retry": retry, "missed": missed}
         limit, rate = values.pop("limit"), values.pop("rate")
-        values |= {} if limit is None else {"limit": fields_of(limit)}
+        values |= {} if limit is None else {"limit": fields_of(limit.plain)}
         return values if rate is None else {**values, "rate": fields_of(rate)}
 
 

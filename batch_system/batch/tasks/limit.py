@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
 from batch_system.errors import InvalidTask
 from batch_system.escaping import cut, echoed
@@ -27,6 +27,14 @@ LONGEST_QUEUE = 120
 _PLAIN = re.compile(r"[\w .:@+/-]{1,60}", re.ASCII)
 """Values that stand in the name of a queue as they are. Others are hashed there."""
 _NAME = re.compile(r"[a-z0-9_.-]{1,100}")
+
+
+Function = Callable[[Any], Any]
+
+
+def is_number_of_runs(value: object) -> TypeGuard[int]:
+    """Whether a limit can be this number."""
+    return type(value) is int and 0 <= value <= MOST
 
 
 def _check_names(owner: str, key: object, name: object) -> None:
@@ -45,27 +53,50 @@ class Limit:
     """How many runs may run at once, on all nodes together.
 
     Attributes:
-      number: The number, from 1 to 1,000.
+      number: The number, from 1 to 1,000; or a function that returns it for a value of `key`, from
+          0 to 1,000 (0: none may run now). A node calls it for each value whose runs wait, once a
+          minute and after `limit_changed`, with the JSON value and for at most 5 seconds. It may
+          be a coroutine function; others are called in a thread. If it fails, the number that it
+          returned last holds.
       key: The name of a parameter of `run`. The limit then holds for each value of it, and values
           take turns. None: it holds for all runs together.
       name: Tasks whose limits have the same name share it. None: the limit is that of the task.
       total: How many runs of all keys together may run at once; None: as many as the keys allow.
       backlog: How many runs of a key may wait; further starts are refused with TooManyWaiting.
           Slots and retries never are. Starters at the same moment may exceed it by a few.
+      default: The number for a value for which the function has not returned one yet.
+      many: Whether the function takes a list of values, and returns a mapping from each of them to
+          its number. A value that is missing there gets `default`.
     """
 
-    number: int
+    number: int | Function
     key: str | None = None
     name: str | None = None
     total: int | None = None
     backlog: int | None = None
+    default: int | None = None
+    many: bool = False
 
     def __post_init__(self) -> None:
-        is_int = isinstance(self.number, int) and not isinstance(self.number, bool)
-        if not is_int or not 1 <= self.number <= MOST:
+        if callable(self.number):
+            if self.key is None:
+                raise InvalidTask("Limit(number) is a function; allowed: with a key")
+            if not is_number_of_runs(self.default):
+                raise InvalidTask(
+                    f"Limit(default) is {echoed(self.default)}; allowed: an int from 0 to "
+                    f"{MOST:,}, which holds until the function has returned a number"
+                )
+        elif not is_number_of_runs(self.number) or self.number == 0 != self.default:
             raise InvalidTask(
-                f"Limit(number) is {echoed(self.number)}; allowed: an int from 1 to {MOST:,}"
+                f"Limit(number) is {echoed(self.number)}; allowed: an int from 1 to {MOST:,}, or "
+                "a function"
             )
+        elif self.default not in (None, self.number):
+            raise InvalidTask(
+                f"Limit(default) is {echoed(self.default)}; allowed: only with a function"
+            )
+        if not isinstance(self.many, bool):
+            raise InvalidTask(f"Limit(many) is {echoed(self.many)}; allowed: True or False")
         if self.total is not None and not (
             type(self.total) is int and 1 <= self.total <= MOST_TOTAL
         ):
@@ -81,6 +112,21 @@ class Limit:
                 f"{MOST_BACKLOG:,}, or None"
             )
         _check_names("Limit", self.key, self.name)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether a function says how many runs of a key may run. The ledger has its numbers."""
+        return self.default is not None
+
+    @property
+    def usual(self) -> int:
+        """How many runs may run at once if the ledger has no other number for the key."""
+        return self.number if isinstance(self.number, int) else self.default or 0
+
+    @property
+    def plain(self) -> Limit:
+        """The limit without its function, as other processes know it."""
+        return replace(self, number=self.usual, many=False) if self.is_dynamic else self
 
     def queue_of(self, task: str, value: object) -> str:
         """The name of the queue of a run of `task`. `value`: the JSON value of the parameter `key`;
@@ -195,12 +241,12 @@ class Queueing:
         ledger stores.
         """
         if isinstance(limit := policies.get("limit"), Mapping):
-            its = Limit(
-                limit["number"], *(limit.get(name) for name in ("key", "name", "total", "backlog"))
-            )
+            names = ("number", "key", "name", "total", "backlog", "default")
+            known: dict[str, Any] = {name: limit.get(name) for name in names}
+            its = Limit(**known)
             rate = policies.get("rate")
             its_rate = Rate(**rate) if isinstance(rate, Mapping) else None
-            return cls(task, None, its, limit.get("default"), its_rate)
+            return cls(task, None, its, limit.get("value"), its_rate)
         is_unlimited = policies.get("overlap") == "allow" and policies.get("max_running") is None
         return cls(task, None if is_unlimited else task)
 

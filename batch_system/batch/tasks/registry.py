@@ -114,7 +114,7 @@ class Task:
         if limit is None:
             return Queueing(self.name, self.exclusive)
         default = self.parameters.defaults().get(limit.key) if limit.key is not None else None
-        return Queueing(self.name, None, limit, default, self.policies.rate)
+        return Queueing(self.name, None, limit.plain, default, self.policies.rate)
 
     @property
     def queue_of_parts(self) -> str:
@@ -125,7 +125,7 @@ class Task:
     def lanes(self) -> int:
         """How many runs of the queue may run at once."""
         limit = self.policies.limit
-        return limit.number if limit is not None else self.policies.max_running or 1
+        return limit.usual if limit is not None else self.policies.max_running or 1
 
     def read_schedule(self) -> Schedule | None:
         """Read the schedule from a new instance. Raises InvalidTask, which names the class and its

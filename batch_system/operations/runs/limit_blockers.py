@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.ledger import rates
+from batch_system.batch.ledger import limit_numbers, rates
 from batch_system.batch.tasks.limit import Queueing
 from batch_system.operations.runs.waiting import Blocker
 
@@ -32,19 +32,11 @@ async def blocker_of(
     key = None if is_secret else _key_in(run.exclusive)
     of_all = [each for each in everything if (each.exclusive or "").startswith(queueing.prefix)]
     whole = queueing.prefix.removesuffix("[")
-    held_by = (of_key, limit.number, key or (None if limit.key else whole))
-    if len(of_key) < limit.number:
-        held_by = (of_all, limit.total or 0, whole)
-    first, number, name = held_by
-    if first and number and len(first) >= number:
-        return Blocker(
-            kind="limit",
-            run=first[0].id,
-            task=first[0].task,
-            running=len(first),
-            limit=number,
-            key=name,
-        )
+    number = (await limit_numbers.of(connection, limit, [run.exclusive or ""]))[run.exclusive or ""]
+    if len(of_key) >= number:
+        return _limit(of_key, number, key or (None if limit.key else whole))
+    if limit.total is not None and len(of_all) >= limit.total:
+        return _limit(of_all, limit.total, whole)
     if rate is None:
         return None
     begun, next_at = await rates.begun(connection, queueing.bucket_of(run.exclusive or ""), now)
@@ -57,6 +49,18 @@ async def blocker_of(
         per=rate.per,
         at=next_at,
         key=key if rate.key is not None else rate.name or queueing.task,
+    )
+
+
+def _limit(running: Sequence[Row[Any]], number: int, key: str | None) -> Blocker:
+    first = running[0] if running else None
+    return Blocker(
+        kind="limit",
+        run=first.id if first is not None else None,
+        task=first.task if first is not None else None,
+        running=len(running),
+        limit=number,
+        key=key,
     )
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from batch_system.batch.ledger import key_counts
+from batch_system.batch.ledger import key_counts, limit_numbers
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.queue import turns
 from batch_system.batch.tasks.limit import Queueing
@@ -58,12 +58,13 @@ async def keys_of(context: Context, name: str, after: str = "", limit: int = PAG
         waiting = await turns.behind(connection, {name: after}, limit + 1, retries=True)
         running = await key_counts.running(connection, queueing.prefix, after, limit + 1)
         found = await key_counts.counted(connection, name, [*{*waiting[name], *running}])
+        numbers = await limit_numbers.of(connection, queueing.limit, [each.queue for each in found])
         is_hidden = name in await hidden_tasks(connection, context)
     keys = [
         Key(
             queue=HIDDEN if is_hidden else each.queue,
             key=HIDDEN if is_hidden else queueing.words_of(each.params),
-            limit=queueing.limit.number,
+            limit=numbers[each.queue],
             running=each.running,
             waiting=each.waiting,
             oldest=each.oldest,

@@ -1,4 +1,4 @@
-"""Rates: how many runs may begin within a period."""
+"""Rates, and limits whose numbers a function returns."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,3 +19,19 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("bucket", "place"),
     )
     op.create_index("ix_batch_rates_free_at", "batch_rates", ["free_at"])
+    op.create_table(
+        "batch_limits",
+        sa.Column("queue", sa.String(120), primary_key=True),
+        sa.Column("task", sa.String(100), nullable=False),
+        sa.Column("number", sa.Integer),
+        sa.Column("asked_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("failed_since", sa.DateTime(timezone=True)),
+        sa.Column("error", sa.String(300)),
+    )
+    op.create_index(
+        "ix_batch_limits_failed",
+        "batch_limits",
+        ["task", "failed_since"],
+        sqlite_where=sa.text("failed_since IS NOT NULL"),
+        postgresql_where=sa.text("failed_since IS NOT NULL"),
+    )
