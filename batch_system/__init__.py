@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from batch_system.batch.context.once import once as once
     from batch_system.batch.context.upstream import Done as Done
     from batch_system.batch.context.upstream import Upstream as Upstream
+    from batch_system.batch.firing.limit_functions import limit_changed as limit_changed
     from batch_system.batch.queue.groups import Start as Start
     from batch_system.batch.queue.groups import start_all as start_all
-    from batch_system.batch.queue.limit_functions import limit_changed as limit_changed
     from batch_system.batch.queue.starts import run_of as run_of
     from batch_system.batch.queue.starts import start as start
     from batch_system.batch.queue.starts import start_sync as start_sync
@@ -79,7 +79,7 @@ _HOMES = {
     "get_db": "database.session",
     "get_logger": "logs",
     "get_settings": "settings.reading",
-    "limit_changed": "batch.queue.limit_functions",
+    "limit_changed": "batch.firing.limit_functions",
     "once": "batch.context.once",
     "ranges": "batch.tasks.ranges",
     "run_of": "batch.queue.starts",

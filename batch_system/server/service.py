@@ -25,6 +25,7 @@ from batch_system.batch.execution.tickets import Tickets
 from batch_system.batch.firing import apscheduler
 from batch_system.batch.firing.dispatcher import Dispatcher
 from batch_system.batch.firing.handover import Handover
+from batch_system.batch.firing.limit_functions import LimitFunctions
 from batch_system.batch.firing.schedule_sync import ScheduleSync
 from batch_system.batch.firing.waiting import Opener
 from batch_system.batch.incidents.watch import Watch
@@ -38,7 +39,6 @@ from batch_system.batch.nodes.node import Node
 from batch_system.batch.nodes.roles import Roles
 from batch_system.batch.placing.placing import Placing
 from batch_system.batch.queue import enqueue, session_starts
-from batch_system.batch.queue.limit_functions import LimitFunctions
 from batch_system.batch.retention.pruning import Pruner
 from batch_system.batch.retention.retention import Keep
 from batch_system.batch.retention.upkeep import Upkeep

@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import func, select
 
 from batch_system import Limit, clock, limit_changed
+from batch_system.batch.firing import limit_functions
+from batch_system.batch.firing.limit_functions import LimitFunctions
 from batch_system.batch.ledger import limit_numbers
 from batch_system.batch.nodes.outage import Outage
-from batch_system.batch.queue import enqueue, limit_functions
-from batch_system.batch.queue.limit_functions import LimitFunctions
+from batch_system.batch.queue import enqueue
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
 from batch_system.errors import InvalidParameters, InvalidTask

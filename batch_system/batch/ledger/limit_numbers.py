@@ -16,7 +16,6 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.tables import READY_SQL, RETRYING_SQL, ledger, runs
-from batch_system.batch.tasks.limit import Limit
 from batch_system.database import sql
 from batch_system.database.types import UtcDateTime
 
@@ -67,17 +66,12 @@ class Failing:
     error: str
 
 
-async def of(connection: AsyncConnection, limit: Limit, queues: Collection[str]) -> dict[str, int]:
-    """How many runs of each of these queues of a limit may run at once. Without a function, it asks
-    the ledger nothing.
-    """
-    numbers = dict.fromkeys(queues, limit.usual)
-    if limit.is_dynamic and queues:
-        kind = connection.dialect.name
-        rows = json_rows.encode([{"queue": queue} for queue in queues], kind)
-        found = await connection.execute(_numbers(kind), {"rows": rows})
-        numbers |= {row.queue: row.number for row in found}
-    return numbers
+async def known(connection: AsyncConnection, queues: Collection[str]) -> dict[str, int]:
+    """The numbers of these queues that functions have returned."""
+    kind = connection.dialect.name
+    rows = json_rows.encode([{"queue": queue} for queue in queues], kind)
+    found = await connection.execute(_numbers(kind), {"rows": rows})
+    return {row.queue: row.number for row in found}
 
 
 @cache

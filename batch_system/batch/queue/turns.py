@@ -8,7 +8,7 @@ key waits for the runs of a key that has many.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from itertools import repeat, zip_longest
@@ -21,7 +21,7 @@ from batch_system.batch.ledger import json_rows, key_counts, limit_numbers, queu
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.tables import runs
 from batch_system.batch.queue.concurrency import Head, Rule, heads_by_rules
-from batch_system.batch.tasks.limit import Queueing
+from batch_system.batch.tasks.limit import Limit, Queueing
 from batch_system.database import sql
 
 MOST_QUEUES = 500
@@ -169,7 +169,7 @@ async def heads_in_turn(
         for task, names in (await following(connection, after, size, retries)).items():
             its = queueings[task]
             assert its.limit is not None
-            numbers = await limit_numbers.of(connection, its.limit, names)
+            numbers = await numbers_of(connection, its.limit, names)
             rules = {queue: Rule(numbers[queue], False, task) for queue in names}
             each = max(1, min(most, -(-2 * most // max(1, len(names)))))
             first = await heads_by_rules(connection, rules, now, each, retries, given)
@@ -188,6 +188,18 @@ async def heads_in_turn(
         if not left:
             break
     return [head for each in zip_longest(*found.values()) for head in each if head is not None]
+
+
+async def numbers_of(
+    connection: AsyncConnection, limit: Limit, queues: Collection[str]
+) -> dict[str, int]:
+    """How many runs of each of these queues of a limit may run at once. Without a function, it asks
+    the ledger nothing.
+    """
+    numbers = dict.fromkeys(queues, limit.usual)
+    if limit.is_dynamic and queues:
+        numbers |= await limit_numbers.known(connection, queues)
+    return numbers
 
 
 async def _room_of_totals(

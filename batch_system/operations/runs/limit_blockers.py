@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.ledger import limit_numbers, rates
+from batch_system.batch.ledger import rates
+from batch_system.batch.queue import turns
 from batch_system.batch.tasks.limit import Queueing
 from batch_system.operations.runs.waiting import Blocker
 
@@ -32,14 +33,15 @@ async def blocker_of(
     key = None if is_secret else _key_in(run.exclusive)
     of_all = [each for each in everything if (each.exclusive or "").startswith(queueing.prefix)]
     whole = queueing.prefix.removesuffix("[")
-    number = (await limit_numbers.of(connection, limit, [run.exclusive or ""]))[run.exclusive or ""]
+    queue = run.exclusive or ""
+    number = (await turns.numbers_of(connection, limit, [queue]))[queue]
     if len(of_key) >= number:
         return _limit(of_key, number, key or (None if limit.key else whole))
     if limit.total is not None and len(of_all) >= limit.total:
         return _limit(of_all, limit.total, whole)
     if rate is None:
         return None
-    begun, next_at = await rates.begun(connection, queueing.bucket_of(run.exclusive or ""), now)
+    begun, next_at = await rates.begun(connection, queueing.bucket_of(queue), now)
     if begun < rate.number:
         return None
     return Blocker(

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from batch_system.batch.ledger import key_counts, limit_numbers
+from batch_system.batch.ledger import key_counts
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.queue import turns
 from batch_system.batch.tasks.limit import Queueing
@@ -58,7 +58,8 @@ async def keys_of(context: Context, name: str, after: str = "", limit: int = PAG
         waiting = await turns.behind(connection, {name: after}, limit + 1, retries=True)
         running = await key_counts.running(connection, queueing.prefix, after, limit + 1)
         found = await key_counts.counted(connection, name, [*{*waiting[name], *running}])
-        numbers = await limit_numbers.of(connection, queueing.limit, [each.queue for each in found])
+        queues = [each.queue for each in found]
+        numbers = await turns.numbers_of(connection, queueing.limit, queues)
         is_hidden = name in await hidden_tasks(connection, context)
     keys = [
         Key(

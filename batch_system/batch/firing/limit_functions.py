@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic_core import to_jsonable_python
@@ -18,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from batch_system import clock, failures
 from batch_system.batch.ledger import database_time, limit_numbers
 from batch_system.batch.ledger.limit_numbers import Answer
+from batch_system.batch.ledger.tasks import SECRET_TAG
 from batch_system.batch.nodes.ledger_poll import LedgerChanges
 from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.queue import enqueue, turns
@@ -68,6 +70,8 @@ class LimitFunctions(Background):
         self._next = 0.0
         self._last: dict[str, str] = {}
         """The queue behind which the next turn begins, by task."""
+        self._logged: dict[str, str | None] = {}
+        """The error that was logged last, by task."""
 
     def on_changes(self, changes: LedgerChanges) -> None:
         """Take the result of a ledger poll."""
@@ -123,34 +127,32 @@ class LimitFunctions(Background):
         async with self._ledger.engine.begin() as connection:
             await limit_numbers.store(connection, name, answers, now)
         self._on_changed()
-        errors = [each for each in answers if each.error is not None]
-        for error in errors[:1]:
-            logger.warning(f"the function of the limit of task {name} failed: {error.error}")
+        errors = [each.error for each in answers if each.error is not None]
+        if errors and errors[0] != self._logged.get(name):
+            logger.warning(f"the function of the limit of task {name} failed: {errors[0]}")
+        self._logged[name] = errors[0] if errors else None
         return len(errors) < len(answers)
 
     async def _call(self, name: str, limit: Limit, asked: Mapping[str, Any]) -> Sequence[Answer]:
         if not limit.many:
-            return await asyncio.gather(
-                *(self._number(name, limit, queue, value) for queue, value in asked.items())
+            outcomes = await asyncio.gather(
+                *(self._outcome(name, limit, value) for value in asked.values())
             )
-        try:
-            found = await self._result(name, limit, list(asked.values()))
-            if not isinstance(found, Mapping):
-                raise _Nonsense(f"it returned {echoed(found)}; allowed: a mapping to numbers")
-            return [
-                _answer(queue, found[value]) if value in found else Answer(queue, None)
-                for queue, value in asked.items()
-            ]
-        except Exception as error:  # noqa: BLE001 - an author's function may raise anything
-            return [Answer(queue, None, _in_words(error)) for queue in asked]
+            return list(map(_answer, asked, outcomes))
+        found = await self._outcome(name, limit, list(asked.values()))
+        if not isinstance(found, _Failed | Mapping):
+            found = _Failed(f"it returned {echoed(found)}; allowed: a mapping to numbers")
+        if isinstance(found, _Failed):
+            return [_answer(queue, found) for queue in asked]
+        return [
+            _answer(queue, found[value])
+            if isinstance(value, Hashable) and value in found
+            else Answer(queue, None)
+            for queue, value in asked.items()
+        ]
 
-    async def _number(self, name: str, limit: Limit, queue: str, value: Any) -> Answer:
-        try:
-            return _answer(queue, await self._result(name, limit, value))
-        except Exception as error:  # noqa: BLE001 - an author's function may raise anything
-            return Answer(queue, None, _in_words(error))
-
-    async def _result(self, name: str, limit: Limit, value: Any) -> Any:
+    async def _outcome(self, name: str, limit: Limit, value: Any) -> Any:
+        """What the function returned; _Failed if it did not."""
         function = limit.number
         assert callable(function)
         try:
@@ -158,26 +160,28 @@ class LimitFunctions(Background):
                 if inspect.iscoroutinefunction(function):
                     return await function(value)
                 return await self._threads[name].run(function, value)
-        except TimeoutError:
+        except Exception as error:  # noqa: BLE001 - an author's function may raise anything
             if within.expired():
-                raise _Nonsense(f"it took more than {CALL_SECONDS:g} seconds") from None
-            raise
+                return _Failed(f"it took more than {CALL_SECONDS:g} seconds")
+            # The message of an error may name a value of the key.
+            is_secret = SECRET_TAG in self._tasks[name].tags
+            return _Failed(type(error).__name__ if is_secret else failures.line_of(error))
 
 
-class _Nonsense(Exception):
-    """What a function returned can't be used. Its text says why."""
+@dataclass(frozen=True)
+class _Failed:
+    """A call that did not return anything of use."""
+
+    why: str
 
 
-def _answer(queue: str, number: object) -> Answer:
-    if not is_number_of_runs(number):
-        return Answer(
-            queue, None, f"it returned {echoed(number)}; allowed: an int from 0 to {MOST:,}"
-        )
-    return Answer(queue, number)
-
-
-def _in_words(error: BaseException) -> str:
-    return str(error) if isinstance(error, _Nonsense) else failures.line_of(error)
+def _answer(queue: str, outcome: object) -> Answer:
+    if isinstance(outcome, _Failed):
+        return Answer(queue, None, outcome.why)
+    if is_number_of_runs(outcome):
+        return Answer(queue, outcome)
+    why = f"it returned {echoed(outcome)}; allowed: an int from 0 to {MOST:,}"
+    return Answer(queue, None, why)
 
 
 async def limit_changed(task: type[BaseTask], /, **key: Any) -> None:
