@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from itertools import repeat, zip_longest
+from math import ceil
+from typing import Any
 
-from sqlalchemy import Integer, text
+from sqlalchemy import Column, Integer, Text, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import json_rows, key_counts, limit_numbers, queue_rows, rates
 from batch_system.batch.ledger.states import Rank, RunState
-from batch_system.batch.ledger.tables import runs
-from batch_system.batch.queue.concurrency import Head, Rule, heads_by_rules
+from batch_system.batch.ledger.tables import HOLDS_LANE_SQL, runs
+from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head, free_lanes
 from batch_system.batch.tasks.limit import Limit, Queueing
 from batch_system.database import sql
 
@@ -46,14 +49,16 @@ class Turns:
         self._served: dict[str, str] = {}
         self.places: dict[str, list[int]] = {}
         """The free places of the rates that the last look has read, by bucket."""
+        self.numbers: dict[str, int] = {}
+        """How many queues of each task the last look has read."""
 
     def after(self, task: str) -> str:
         """The queue behind which the next look at this task begins."""
         return self._served.get(task, "")
 
-    def skip(self, task: str, queues: Sequence[str]) -> None:
-        """Go on behind these queues, in which nothing can start."""
-        self._served[task] = queues[-1]
+    def skip(self, task: str, queue: str) -> None:
+        """Go on behind this queue, because nothing can start in those up to it."""
+        self._served[task] = queue
 
     def serve(self, heads: Iterable[Head]) -> None:
         """Remember that these runs begin. They are in the order of their turns."""
@@ -109,14 +114,20 @@ def _jumps(kind: str, retries: bool) -> TextualSelect:
     """The names of the queues, each found by one jump in the index, in the order of the index."""
     source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
     statement = sql.statement(
-        "WITH RECURSIVE w(task, exclusive, number) AS ("
-        f"SELECT v.task, ({_next('v', retries)}), 1 FROM {source} UNION ALL "
-        f"SELECT w.task, ({_next('w', retries)}), w.number + 1 FROM w "
-        "WHERE w.exclusive IS NOT NULL AND w.number < :size) "
+        f"{_recursion(source, retries)} "
         "SELECT w.task, w.exclusive FROM w WHERE w.exclusive IS NOT NULL ORDER BY w.number",
         size=Integer(),
     )
     return statement.columns(runs.c.task, runs.c.exclusive)
+
+
+def _recursion(source: str, retries: bool) -> str:
+    return (
+        "WITH RECURSIVE w(task, exclusive, number) AS ("
+        f"SELECT v.task, ({_next('v', retries)}), 1 FROM {source} UNION ALL "
+        f"SELECT w.task, ({_next('w', retries)}), w.number + 1 FROM w "
+        "WHERE w.exclusive IS NOT NULL AND w.number < :size)"
+    )
 
 
 def _next(place: str, retries: bool) -> str:
@@ -127,15 +138,6 @@ def _next(place: str, retries: bool) -> str:
         for condition in (queue_rows.READY, queue_rows.RETRIES)
     ]
     return f"SELECT min(queue) FROM ({' UNION ALL '.join(jumps)}) AS n" if retries else jumps[0]
-
-
-def in_turn(heads: Iterable[Head], order: Sequence[str]) -> list[Head]:
-    """These runs, the first of each queue before the second of any. `order`: the queues."""
-    of_queue: dict[str, list[Head]] = {queue: [] for queue in order}
-    for head in heads:
-        of_queue[head.exclusive or ""].append(head)
-    rounds = zip_longest(*of_queue.values())
-    return [head for each in rounds for head in each if head is not None]
 
 
 async def heads_in_turn(
@@ -157,6 +159,7 @@ async def heads_in_turn(
     given: dict[str, list[int]] = defaultdict(list)
     """The lanes of queues, which tasks may share."""
     given_places: Counter[str] = Counter()
+    chosen: set[str] = set()
     left = dict.fromkeys(
         task for task in turns.in_order(queueings) if room.get(queueings[task].prefix, 1)
     )
@@ -164,30 +167,152 @@ async def heads_in_turn(
         await _read_places(connection, queueings[task], [""], now, turns, locks)
         if not turns.places[queueings[task].bucket_of("")]:
             del left[task]
+    windows = Windows(connection, turns, now, retries)
+    found = {task: [] for task in left}
     for size in sizes(most, len(left)) if left else ():
-        after = {task: turns.after(task) for task in left}
-        for task, names in (await following(connection, after, size, retries)).items():
+        for task, queues in (await windows.following(left, size, most)).items():
             its = queueings[task]
-            assert its.limit is not None
-            numbers = await numbers_of(connection, its.limit, names)
-            rules = {queue: Rule(numbers[queue], False, task) for queue in names}
-            each = max(1, min(most, -(-2 * most // max(1, len(names)))))
-            first = await heads_by_rules(connection, rules, now, each, retries, given)
-            in_order = in_turn(first, names)[:most]
+            in_order = await _of_window(connection, its, queues, given, chosen)
             if its.rate is not None:
-                queues = [head.exclusive or "" for head in in_order]
-                await _read_places(connection, its, queues, now, turns, locks)
+                names = [head.exclusive or "" for head in in_order]
+                await _read_places(connection, its, names, now, turns, locks)
                 in_order = _within_rate(in_order, its, turns, given_places)
-            found[task] = _within(in_order, room, its.prefix)
-            for head in found[task]:
+            of_window = _within(in_order[: most - len(found[task])], room, its.prefix)
+            for head in of_window:
                 given[head.exclusive or ""].append(head.lane)
-            if found[task] or len(names) < size:
+            chosen |= {head.id for head in of_window}
+            found[task] += of_window
+            if len(found[task]) == most or len(queues) < size:
                 del left[task]
-            else:
-                turns.skip(task, names)
+            if not found[task] and queues:
+                turns.skip(task, queues[-1].name)
         if not left:
             break
     return [head for each in zip_longest(*found.values()) for head in each if head is not None]
+
+
+@dataclass
+class Queue:
+    """A queue with waiting runs: the first of them, and the lanes that runs hold, each with whether
+    its run is queued because it goes on after its parts.
+    """
+
+    name: str
+    taken: dict[int, bool]
+    heads: list[Head]
+
+
+class Windows:
+    """The queues that one look reads, a window of each task after the other."""
+
+    def __init__(
+        self, connection: AsyncConnection, turns: Turns, now: datetime, retries: bool
+    ) -> None:
+        self._connection = connection
+        self._turns = turns
+        self._now = now
+        self._retries = retries
+        self._after: dict[str, str] = {}
+
+    async def following(
+        self, tasks: Collection[str], size: int, most: int
+    ) -> dict[str, list[Queue]]:
+        """The next `size` queues of each task with their first runs: at first behind the queue that
+        was served last, and from the first one on where none follows.
+        """
+        # Tasks that have few queues have to fill the room with the runs of those.
+        number = min(self._turns.numbers.get(task, 1) for task in tasks)
+        each = most / size if number >= size else 2 * most / number
+        values: dict[str, Any] = {"size": size, "each": min(most, ceil(each))}
+        values |= {"now": self._now} if self._retries else {}
+        after = {task: self._after.get(task, self._turns.after(task)) for task in tasks}
+        found = await _read_queues(self._connection, after, values, self._retries)
+        missing = {task: "" for task in tasks if len(found[task]) < size and after[task]}
+        if missing:
+            first = await _read_queues(self._connection, missing, values, self._retries)
+            for task, queues in first.items():
+                known = {queue.name for queue in found[task]}
+                found[task] += [queue for queue in queues if queue.name not in known]
+                del found[task][size:]
+        for task, queues in found.items():
+            self._turns.numbers[task] = max(1, len(queues))
+            if queues:
+                self._after[task] = queues[-1].name
+        return found
+
+
+async def _read_queues(
+    connection: AsyncConnection, after: Mapping[str, str], values: Mapping[str, Any], retries: bool
+) -> dict[str, list[Queue]]:
+    kind = connection.dialect.name
+    rows = [{"task": task, "exclusive": queue} for task, queue in after.items()]
+    parameters = {"rows": json_rows.encode(rows, kind), **values}
+    found: dict[str, list[Queue]] = {task: [] for task in after}
+    for task, name, taken, *head in await connection.execute(_queues(kind, retries), parameters):
+        queues = found[task]
+        if not queues or queues[-1].name != name:
+            queues.append(Queue(name, _lanes(taken), []))
+        if head[0] is not None:
+            queues[-1].heads.append(Head(*head))
+    return found
+
+
+def _lanes(taken: str | None) -> dict[int, bool]:
+    """The lanes that are written as "1 2q": the second one is held by a queued run."""
+    return {int(each.rstrip("q")): each.endswith("q") for each in (taken or "").split()}
+
+
+@cache
+def _queues(kind: str, retries: bool) -> TextualSelect:
+    source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
+    lane = f"x.lane || CASE WHEN x.state = '{RunState.QUEUED}' THEN 'q' ELSE '' END"
+    lanes = f"string_agg({lane}, ' ')" if kind == "postgresql" else f"group_concat({lane}, ' ')"
+    taken = f"SELECT {lanes} FROM batch_runs x WHERE x.exclusive = w.exclusive AND {HOLDS_LANE_SQL}"
+    first = queue_rows.first("exclusive = v.exclusive", ":each", retries)
+    head = ", ".join(f"r.{c.name}" for c in HEAD_COLUMNS)
+    statement = sql.statement(
+        f"{_recursion(source, retries)} SELECT v.task, v.exclusive, v.taken, {head} FROM "
+        f"(SELECT w.task, w.exclusive, w.number, ({taken}) AS taken FROM w "
+        "WHERE w.exclusive IS NOT NULL) AS v "
+        f"LEFT JOIN batch_runs r ON {sql.among('r.id', first, kind)} "
+        "ORDER BY v.task, v.number, r.rank, r.due_at, r.id",
+        size=Integer(),
+        each=Integer(),
+        **queue_rows.types(retries),
+    )
+    queue = Column("queue", runs.c.exclusive.type)
+    return statement.columns(
+        Column("of_task", runs.c.task.type), queue, Column("taken", Text), *HEAD_COLUMNS
+    )
+
+
+async def _of_window(
+    connection: AsyncConnection,
+    queueing: Queueing,
+    queues: Sequence[Queue],
+    given: Mapping[str, Sequence[int]],
+    chosen: Collection[str],
+) -> list[Head]:
+    """The runs of these queues that have a lane, the first of each queue before the second of any.
+    `given`: the lanes that this look has given away. `chosen`: the ids of the runs that have got
+    them.
+    """
+    assert queueing.limit is not None
+    numbers = await numbers_of(connection, queueing.limit, [queue.name for queue in queues])
+    of_queues = []
+    for queue in queues:
+        free = free_lanes(numbers[queue.name], {*queue.taken, *given.get(queue.name, ())})
+        own = []
+        for head in queue.heads:
+            if head.id in chosen:
+                continue
+            if goes_on(head):
+                own.append(head)  # it keeps its lane
+            elif free:
+                own.append(replace(head, lane=free.pop(0)))
+        of_queues.append(own)
+    rounds = zip_longest(*of_queues)
+    return [head for each in rounds for head in each if head is not None]
 
 
 async def numbers_of(
@@ -301,10 +426,14 @@ async def take_place(
     return True
 
 
+def goes_on(head: Head) -> bool:
+    """Whether a run goes on after its parts. It has a lane already."""
+    return (head.state, head.rank) == (RunState.QUEUED, Rank.JOINING)
+
+
 def counts_for_rate(head: Head) -> bool:
     """Whether a new attempt begins. Runs that go on keep their attempt."""
-    is_joining = (head.state, head.rank) == (RunState.QUEUED, Rank.JOINING)
-    return not is_joining and head.state != RunState.INTERRUPTED
+    return not goes_on(head) and head.state != RunState.INTERRUPTED
 
 
 def _within(heads: Sequence[Head], room: dict[str, int], prefix: str) -> list[Head]:
@@ -313,7 +442,7 @@ def _within(heads: Sequence[Head], room: dict[str, int], prefix: str) -> list[He
         return list(heads)
     chosen = []
     for head in heads:
-        if (head.state, head.rank) != (RunState.QUEUED, Rank.JOINING):
+        if not goes_on(head):
             if room[prefix] < 1:
                 continue
             room[prefix] -= 1
