@@ -35,16 +35,19 @@ _RUNNING = sql.statement(
 ).columns(runs.c.exclusive)
 
 
-async def number_running(connection: AsyncConnection, prefix: str) -> int:
-    """How many runs of a limit are running, over all its keys."""
-    values = {"prefix": prefix, "length": len(prefix)}
+async def number_running(connection: AsyncConnection, prefix: str, most: int) -> int:
+    """How many runs of a limit are running, over all its keys, counted up to `most`."""
+    values = {"prefix": prefix, "length": len(prefix), "most": most}
     return int((await connection.execute(_ALL_RUNNING, values)).scalar_one())
 
 
+# In the order of the index, PostgreSQL skips the entries of runs that have ended.
 _ALL_RUNNING = sql.statement(
-    f"SELECT count(*) FROM batch_runs WHERE {HOLDS_LANE_SQL} AND exclusive IS NOT NULL "
-    "AND substr(exclusive, 1, :length) = :prefix",
+    "SELECT count(*) FROM (SELECT exclusive FROM batch_runs "
+    f"WHERE {HOLDS_LANE_SQL} AND exclusive IS NOT NULL "
+    "AND substr(exclusive, 1, :length) = :prefix ORDER BY exclusive LIMIT :most) AS w",
     length=Integer(),
+    most=Integer(),
 )
 
 

@@ -243,15 +243,19 @@ async def startable(
     names = [task.name for task in due_tasks if capacity.has_room(task)]
     if not names:
         return None, []
-    rules = concurrency.rules(due_tasks)
-    others = await heads(
-        connection, names, due_now.now, capacity.runs, rules, locks, due_now.retries
-    )
     limited = [
         task.queueing
         for task in due_tasks
         if task.name in names and task.policies.limit is not None
     ]
+    rules = concurrency.rules(due_tasks)
+    have_keys = {each.task for each in limited} - {rule.task for rule in rules.values()}
+    if others_names := [name for name in names if name not in have_keys]:
+        others = await heads(
+            connection, others_names, due_now.now, capacity.runs, rules, locks, due_now.retries
+        )
+    else:
+        others = []
     if not limited:
         return due_now.now, others
     in_turn = await heads_in_turn(

@@ -1,8 +1,8 @@
 """Left queues: waiting runs in a queue that their task does not have any more, because its limit
-was taken away.
+was taken away; and runs in no queue from before the task had a limit.
 
-The nodes that have loaded the task look for its own queue only. A node with older code may go on to
-make such runs for as long as it lives.
+The nodes that have loaded the task look for its own queues only. A node with older code may go on
+to make such runs for as long as it lives.
 """
 
 from __future__ import annotations
@@ -29,6 +29,14 @@ async def rejoin(ledger: Database, loaded: Mapping[str, Task]) -> Counter[str]:
     """Put up to BATCH runs of each such queue into that of their task. Returns their number by
     task. It costs a few index lookups for each task.
     """
+    moved: Counter[str] = Counter()
+    limited = [task for task in loaded.values() if task.policies.limit is not None]
+    for task in limited:
+        moved[task.name] += await _join(ledger, task)
+    return +moved + await _leave(ledger, loaded)
+
+
+async def _leave(ledger: Database, loaded: Mapping[str, Task]) -> Counter[str]:
     tasks = {name: task for name, task in loaded.items() if task.policies.limit is None}
     if not tasks:
         return Counter()
@@ -64,3 +72,31 @@ def _statement(kind: str, condition: str) -> str:
     among = f"IN ({found})" if kind == "sqlite" else f"= ANY(ARRAY({found} FOR UPDATE SKIP LOCKED))"
     own = f"CASE WHEN {HOLDS_LANE_SQL} THEN NULL ELSE :own END"
     return f"UPDATE batch_runs SET exclusive = {own} WHERE id {among} AND exclusive = :queue"
+
+
+async def _join(ledger: Database, task: Task) -> int:
+    """Put runs that are in no queue into that of their key."""
+    async with ledger.reader.connect() as connection:
+        found = (await connection.execute(_IN_NO_QUEUE, {"task": task.name})).all()
+    if not found:
+        return 0
+    rows = [{"id": row.id, "exclusive": task.queueing.of(row.params)} for row in found]
+    kind = ledger.kind
+    source = json_rows.source([runs.c.id, runs.c.exclusive], kind)
+    statement = text(
+        f"UPDATE batch_runs SET exclusive = v.exclusive FROM {source} WHERE batch_runs.id = v.id "
+        "AND batch_runs.exclusive IS NULL "
+        f"AND (batch_runs.{READY_SQL} OR batch_runs.{RETRYING_SQL})"
+    )
+    async with ledger.engine.begin() as connection:
+        result = await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
+    return int(result.rowcount)
+
+
+_IN_NO_QUEUE = sql.statement(
+    " UNION ALL ".join(
+        f"SELECT * FROM (SELECT id, params FROM batch_runs WHERE task = :task "
+        f"AND exclusive IS NULL AND {condition} LIMIT {BATCH}) AS {name}"
+        for name, condition in (("ready", READY_SQL), ("retrying", RETRYING_SQL))
+    )
+).columns(runs.c.id, runs.c.params)

@@ -345,8 +345,9 @@ async def _room_of_totals(
             turns.are_locked = True
             room[each.prefix] = 0
         else:
-            running = await key_counts.number_running(connection, each.prefix)
-            room[each.prefix] = max(0, each.limit.total - running)
+            total = each.limit.total
+            running = await key_counts.number_running(connection, each.prefix, total)
+            room[each.prefix] = total - running
     return room
 
 
