@@ -216,6 +216,7 @@ async def test_runs_from_before_the_limit_and_of_another_key_go_on(ledger: Datab
         new("mail", exclusive="mail"),
         new("mail", exclusive="mail[tenant=acme]"),
     )
+    assert await left_queues.rejoin(ledger, tasks) == {"mail": 1}
     assert len(await claim(ledger, tasks)) == 3
 
 

@@ -14,9 +14,11 @@ from functools import cache
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.ledger.tables import HOLDS_LANE_SQL, READY_SQL, RETRYING_SQL
+from batch_system.batch.ledger import json_rows
+from batch_system.batch.ledger.tables import HOLDS_LANE_SQL, READY_SQL, RETRYING_SQL, runs
 from batch_system.batch.queue import turns
 from batch_system.batch.tasks.registry import Task
+from batch_system.database import sql
 from batch_system.database.engine import Database
 
 BATCH = 1_000
@@ -86,7 +88,7 @@ async def _join(ledger: Database, task: Task) -> int:
     statement = text(
         f"UPDATE batch_runs SET exclusive = v.exclusive FROM {source} WHERE batch_runs.id = v.id "
         "AND batch_runs.exclusive IS NULL "
-        f"AND (batch_runs.{READY_SQL} OR batch_runs.{RETRYING_SQL})"
+        f"AND ({READY_SQL} OR {RETRYING_SQL})"
     )
     async with ledger.engine.begin() as connection:
         result = await connection.execute(statement, {"rows": json_rows.encode(rows, kind)})
