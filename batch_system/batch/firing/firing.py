@@ -376,14 +376,13 @@ def _all_of(task: Task, plan: SlotPlan, now: datetime, step: ClockStep | None) -
     """The runs of a plan, as queued ones. Runs for slots that a clock step covers are due once the
     clock is trusted.
     """
-    queue = task.queueing.of(None)
     new = [
         NewRun.scheduled(
             task.name,
             slot,
             now,
             catch_up=was_missed,
-            exclusive=queue,
+            exclusive=task.queueing.of(None),
             priority=task.policies.priority,
         )
         for was_missed, slots in ((True, plan.catch_up), (False, plan.on_time))

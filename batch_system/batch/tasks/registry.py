@@ -44,6 +44,8 @@ from batch_system.batch.tasks.task_schedule import (
 )
 from batch_system.errors import InvalidTask, UnknownTask
 from batch_system.escaping import echoed
+from batch_system.redaction import Redaction
+from batch_system.settings.reading import get_settings
 
 T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
@@ -331,6 +333,11 @@ def _task_of(cls: type[BaseTask]) -> Task:
         raise InvalidTask(
             f"{which}(key) is {key!r}, which is no parameter of run(); allowed: "
             f"{', '.join(parameters.names) or 'none, because run() has no parameters'}"
+        )
+    if key is not None and Redaction.of(get_settings().BATCH_SECRET_WORDS).is_secret(key):
+        raise InvalidTask(
+            f"the key of the limit or rate is {key!r}, which is secret by BATCH_SECRET_WORDS, and "
+            "the names of queues show its values; allowed: another parameter"
         )
     return Task(
         cls=cls,
