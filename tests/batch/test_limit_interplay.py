@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batch_system import Limit, Part, PartitionedTask, Rate, clock
+from batch_system import Limit, Part, PartitionedTask, Rate, TaskRegistry, clock
 from batch_system.batch.firing import pauses
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.queue import claiming
@@ -46,8 +46,6 @@ async def test_parts_have_lanes_of_their_own_and_their_run_keeps_its_lane(
             return []
 
         async def work(self, part: Part) -> None: ...
-
-    from batch_system import TaskRegistry
 
     TaskRegistry.register(Mail)
     tasks = await know(ledger, TaskRegistry.get("mail"))

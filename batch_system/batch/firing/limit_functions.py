@@ -22,7 +22,7 @@ from batch_system.batch.ledger.limit_numbers import Answer
 from batch_system.batch.ledger.tasks import SECRET_TAG
 from batch_system.batch.nodes.ledger_poll import LedgerChanges
 from batch_system.batch.nodes.outage import Outage
-from batch_system.batch.queue import enqueue, turns
+from batch_system.batch.queue import enqueue, key_queues
 from batch_system.batch.tasks.base import BaseTask
 from batch_system.batch.tasks.limit import MOST, Limit, is_number_of_runs
 from batch_system.batch.tasks.registry import Task, TaskRegistry
@@ -103,7 +103,7 @@ class LimitFunctions(Background):
     async def _ask(self, name: str, limit: Limit) -> None:
         first = {name: self._last.get(name, "")}
         async with self._ledger.reader.connect() as connection:
-            queues = (await turns.behind(connection, first, MOST_QUEUES, retries=True))[name]
+            queues = (await key_queues.behind(connection, first, MOST_QUEUES, retries=True))[name]
             now = await database_time.now_of(connection)
             due = await limit_numbers.due(connection, name, queues, now) if queues else {}
         self._last[name] = queues[-1] if len(queues) == MOST_QUEUES else ""

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.tables import HOLDS_LANE_SQL, READY_SQL, RETRYING_SQL, runs
-from batch_system.batch.queue import turns
+from batch_system.batch.queue import key_queues
 from batch_system.batch.tasks.registry import Task
 from batch_system.database import sql
 from batch_system.database.engine import Database
@@ -43,7 +43,9 @@ async def _leave(ledger: Database, loaded: Mapping[str, Task]) -> Counter[str]:
     if not tasks:
         return Counter()
     async with ledger.reader.connect() as connection:
-        first = await turns.following(connection, dict.fromkeys(tasks, ""), FIRST, retries=True)
+        first = await key_queues.following(
+            connection, dict.fromkeys(tasks, ""), FIRST, retries=True
+        )
     left = {
         (name, queue)
         for name, queues in first.items()

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from batch_system.batch.ledger import key_counts
 from batch_system.batch.ledger import tasks as task_rows
-from batch_system.batch.queue import turns
+from batch_system.batch.queue import key_queues, turns
 from batch_system.batch.tasks.limit import Queueing
 from batch_system.errors import InvalidParameters
 from batch_system.operations.asking.context import Context
@@ -55,7 +55,7 @@ async def keys_of(context: Context, name: str, after: str = "", limit: int = PAG
         queueing = Queueing.of_policies(name, row["policies"])
         if queueing.limit is None:
             raise InvalidParameters(f"task {name} has no limit, and so no keys")
-        waiting = await turns.behind(connection, {name: after}, limit + 1, retries=True)
+        waiting = await key_queues.behind(connection, {name: after}, limit + 1, retries=True)
         running = await key_counts.running(connection, queueing.prefix, after, limit + 1)
         found = await key_counts.counted(connection, name, [*{*waiting[name], *running}])
         queues = [each.queue for each in found]
