@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Self, TextIO, cast
@@ -47,13 +48,41 @@ def display(
     return Bar(terminal, after) if terminal is not None else Lines(print_line, states)
 
 
-def terminal_with_cursor(stream: TextIO) -> Console | None:
+class Terminal(Console):
+    """A terminal below whose text something is drawn again and again.
+
+    What a thread prints erases the drawing and ends with a new one, so no other thread may print
+    between its look at the drawing and its writing. The lock is that of the drawing: with two
+    locks, each of two threads could wait for the other.
+    """
+
+    turn: threading.RLock | None = None
+
+    def __enter__(self) -> Self:
+        if self.turn is not None:
+            self.turn.acquire()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            super().__exit__(*error)
+        finally:
+            if self.turn is not None:
+                self.turn.release()
+
+    def draw_with(self, progress: Progress) -> None:
+        """Print in turn with this drawing from now on."""
+        self.turn = progress.live._lock
+
+
+def terminal_with_cursor(stream: TextIO) -> Terminal | None:
     """The terminal of `stream`. None if it is not a terminal that can move its cursor and show the
     characters of a bar.
     """
     if not stream.isatty():
         return None
-    terminal = Console(file=stream)
+    terminal = Terminal(file=stream)
     return terminal if terminal.is_interactive and terminal.encoding.startswith("utf") else None
 
 
@@ -99,7 +128,7 @@ def _line(run: Row) -> str:
 class Bar(Progress):
     """A bar that is drawn by a thread, so that a terminal that hangs holds up only that thread."""
 
-    def __init__(self, terminal: Console, after: float = 0.0) -> None:
+    def __init__(self, terminal: Terminal, after: float = 0.0) -> None:
         self.run: Row | None = None
         self.log_stream: TextIO | None = cast(TextIO, _LogStream(self))
         self._updated_at = 0.0
@@ -112,6 +141,7 @@ class Bar(Progress):
             redirect_stdout=self._has_stdout,
             redirect_stderr=sys.stderr.isatty(),
         )
+        terminal.draw_with(self)
 
     def write(self, text: str) -> None:
         """Write a text to stdout. If stdout is the terminal of the bar, the text is written above

@@ -41,13 +41,15 @@ def metered(work: str) -> Iterator[Callable[[int, int, str], None]]:
     if terminal.width >= WIDTH_OF_MESSAGES:
         columns.append(TextColumn("{task.fields[stage]}", markup=False, style="dim"))
     started_at = clock.monotonic()
-    with Progress(
+    progress = Progress(
         *columns,
         console=terminal,
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
         redirect_stderr=sys.stderr.isatty(),
-    ) as progress:
+    )
+    terminal.draw_with(progress)
+    with progress:
         task = progress.add_task(work, total=None, visible=False, stage="")
 
         def report(done: int, total: int, stage: str) -> None:
