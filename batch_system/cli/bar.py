@@ -49,18 +49,18 @@ def display(
 
 
 class Terminal(Console):
-    """A terminal below whose text something is drawn again and again.
+    """A terminal that shows a progress display below what is printed.
 
-    What a thread prints erases the drawing and ends with a new one, so no other thread may print
-    between its look at the drawing and its writing. The lock is that of the drawing: with two
-    locks, each of two threads could wait for the other.
+    Whoever prints first erases the display, by the number of lines that it knows it to have, and
+    then draws it again. So only one thread may do that at a time. The lock is the one that the
+    display uses itself: with two locks, two threads could wait for each other.
     """
 
-    turn: threading.RLock | None = None
+    lock: threading.RLock | None = None
 
     def __enter__(self) -> Self:
-        if self.turn is not None:
-            self.turn.acquire()
+        if self.lock is not None:
+            self.lock.acquire()
         super().__enter__()
         return self
 
@@ -68,12 +68,12 @@ class Terminal(Console):
         try:
             super().__exit__(*error)
         finally:
-            if self.turn is not None:
-                self.turn.release()
+            if self.lock is not None:
+                self.lock.release()
 
-    def draw_with(self, progress: Progress) -> None:
-        """Print in turn with this drawing from now on."""
-        self.turn = progress.live._lock
+    def show_below(self, display: Progress) -> None:
+        """Show this display, which must not have started yet, below what is printed."""
+        self.lock = display.live._lock
 
 
 def terminal_with_cursor(stream: TextIO) -> Terminal | None:
@@ -141,7 +141,7 @@ class Bar(Progress):
             redirect_stdout=self._has_stdout,
             redirect_stderr=sys.stderr.isatty(),
         )
-        terminal.draw_with(self)
+        terminal.show_below(self)
 
     def write(self, text: str) -> None:
         """Write a text to stdout. If stdout is the terminal of the bar, the text is written above

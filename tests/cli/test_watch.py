@@ -42,7 +42,6 @@ AT = datetime(2026, 11, 25, 2, 0, tzinfo=UTC)
 SLOW = '''
 import asyncio
 from pathlib import Path
-from threading import Thread
 from batch_system import BaseTask, current_run, get_logger
 
 class Slow(BaseTask):
@@ -407,8 +406,6 @@ def test_lines_of_several_threads_leave_nothing_of_the_bar(monkeypatch: pytest.M
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     stream = FakeTerminal()
-    switch_interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
     shown = bar.display(stream, lambda *_: None)
     assert isinstance(shown, bar.Bar)
 
@@ -421,14 +418,18 @@ def test_lines_of_several_threads_leave_nothing_of_the_bar(monkeypatch: pytest.M
             shown.update_run(row(**HALF, message="at an item" if number % 2 else None))
             shown.refresh()
 
-    with shown:
-        works = [partial(print_lines, "a"), partial(print_lines, "b"), redraw]
-        threads = [Thread(target=work) for work in works]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    sys.setswitchinterval(switch_interval)
+    works = [partial(print_lines, "a"), partial(print_lines, "b"), redraw]
+    threads = [Thread(target=work) for work in works]
+    switch_interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with shown:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(switch_interval)
     screen = Screen(100)
     screen.feed(stream.getvalue().replace("\n", "\r\n"))
     expected = [f"{name} {number}" for name in "ab" for number in range(200)]
