@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Self, TextIO, cast
@@ -47,13 +48,41 @@ def display(
     return Bar(terminal, after) if terminal is not None else Lines(print_line, states)
 
 
-def terminal_with_cursor(stream: TextIO) -> Console | None:
+class Terminal(Console):
+    """A terminal that shows a progress display below what is printed.
+
+    Whoever prints first erases the display, by the number of lines that it knows it to have, and
+    then draws it again. So only one thread may do that at a time. The lock is the one that the
+    display uses itself: with two locks, two threads could wait for each other.
+    """
+
+    lock: threading.RLock | None = None
+
+    def __enter__(self) -> Self:
+        if self.lock is not None:
+            self.lock.acquire()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            super().__exit__(*error)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def show_below(self, display: Progress) -> None:
+        """Show this display, which must not have started yet, below what is printed."""
+        self.lock = display.live._lock
+
+
+def terminal_with_cursor(stream: TextIO) -> Terminal | None:
     """The terminal of `stream`. None if it is not a terminal that can move its cursor and show the
     characters of a bar.
     """
     if not stream.isatty():
         return None
-    terminal = Console(file=stream)
+    terminal = Terminal(file=stream)
     return terminal if terminal.is_interactive and terminal.encoding.startswith("utf") else None
 
 
@@ -99,7 +128,7 @@ def _line(run: Row) -> str:
 class Bar(Progress):
     """A bar that is drawn by a thread, so that a terminal that hangs holds up only that thread."""
 
-    def __init__(self, terminal: Console, after: float = 0.0) -> None:
+    def __init__(self, terminal: Terminal, after: float = 0.0) -> None:
         self.run: Row | None = None
         self.log_stream: TextIO | None = cast(TextIO, _LogStream(self))
         self._updated_at = 0.0
@@ -112,6 +141,7 @@ class Bar(Progress):
             redirect_stdout=self._has_stdout,
             redirect_stderr=sys.stderr.isatty(),
         )
+        terminal.show_below(self)
 
     def write(self, text: str) -> None:
         """Write a text to stdout. If stdout is the terminal of the bar, the text is written above

@@ -7,6 +7,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from batch_system.cli.bar import Terminal
 
 BAR_AFTER_SECONDS = 0.5
 """The bar is shown if the work takes longer than this."""
@@ -21,9 +27,6 @@ def metered(work: str) -> Iterator[Callable[[int, int, str], None]]:
     The function takes the number of bytes that are done, the total (0: not known), and the name of
     the stage. Any thread may call it.
     """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Column
-
     from batch_system import clock, escaping
     from batch_system.cli import bar
 
@@ -31,23 +34,8 @@ def metered(work: str) -> Iterator[Callable[[int, int, str], None]]:
     if terminal is None:
         yield _report_in_lines(work)
         return
-    bar_column = BarColumn(bar_width=None)
-    columns = [
-        TextColumn("[bold]{task.description}"),
-        bar_column,
-        DownloadColumn(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(compact=True),
-    ]
-    if terminal.width >= WIDTH_OF_MESSAGES:
-        columns.append(TextColumn("{task.fields[stage]}", markup=False, style="dim"))
     started_at = clock.monotonic()
-    with Progress(
-        *columns,
-        console=terminal,
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-        redirect_stderr=sys.stderr.isatty(),
-    ) as progress:
+    with _progress(terminal) as progress:
         task = progress.add_task(work, total=None, visible=False, stage="")
 
         def report(done: int, total: int, stage: str) -> None:
@@ -58,6 +46,29 @@ def metered(work: str) -> Iterator[Callable[[int, int, str], None]]:
             )
 
         yield report
+
+
+def _progress(terminal: Terminal) -> Progress:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    columns = [
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        DownloadColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True),
+    ]
+    if terminal.width >= WIDTH_OF_MESSAGES:
+        columns.append(TextColumn("{task.fields[stage]}", markup=False, style="dim"))
+    progress = Progress(
+        *columns,
+        console=terminal,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+        redirect_stderr=sys.stderr.isatty(),
+    )
+    terminal.show_below(progress)
+    return progress
 
 
 def _report_in_lines(work: str) -> Callable[[int, int, str], None]:

@@ -19,6 +19,7 @@ from batch_system.batch.ledger import schedules as slots
 from batch_system.batch.ledger import tables, transitions
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.nodes.clock_steps import ClockStep, ClockSteps
 from batch_system.batch.queue import claiming
 from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.tasks.declaration import Alerts, Missed
@@ -486,3 +487,19 @@ async def test_a_firing_reads_active_runs_only_for_tasks_with_a_limit(ledger: Da
     event.remove(ledger.engine.sync_engine, "before_cursor_execute", keep)
     assert without == []
     assert any("FROM batch_runs" in statement for statement in statements)
+
+
+async def test_a_slot_that_was_due_a_moment_before_a_step_of_the_clock_does_not_hide_the_step(
+    ledger: Database,
+) -> None:
+    """A poll may read the clock after the slot was due, and before it is fired."""
+    loaded = await know(ledger, make_task("tick", "* * * * * *", missed="skip"))
+    await fire(ledger, loaded, START + timedelta(seconds=10.5))
+    steps = ClockSteps()
+    steps.last = ClockStep(START + timedelta(seconds=11.3), START + timedelta(hours=1))
+    with clock.moved(steps.last.ended):
+        async with ledger.engine.begin() as connection:
+            await firing.fire(connection, loaded, loaded, NODE, Capacity(0, 0), steps=steps)
+    [hour] = await rows(ledger, tables.missed)
+    assert hour["first_slot"] == START + timedelta(seconds=11)
+    assert hour["reason"] == str(steps.last)

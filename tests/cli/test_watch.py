@@ -15,7 +15,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -398,6 +400,40 @@ def test_a_terminal_that_can_not_show_it_has_none(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(FakeTerminal, "encoding", "latin-1")
     assert isinstance(bar.display(FakeTerminal(), lambda *_: None), bar.Lines)
+
+
+def test_lines_of_several_threads_leave_nothing_of_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = FakeTerminal()
+    shown = bar.display(stream, lambda *_: None)
+    assert isinstance(shown, bar.Bar)
+
+    def print_lines(name: str) -> None:
+        for number in range(200):
+            shown.write_above(f"{name} {number}")
+
+    def redraw() -> None:
+        for number in range(200):  # with and without a second line
+            shown.update_run(row(**HALF, message="at an item" if number % 2 else None))
+            shown.refresh()
+
+    works = [partial(print_lines, "a"), partial(print_lines, "b"), redraw]
+    threads = [Thread(target=work) for work in works]
+    switch_interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with shown:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(switch_interval)
+    screen = Screen(100)
+    screen.feed(stream.getvalue().replace("\n", "\r\n"))
+    expected = [f"{name} {number}" for name in "ab" for number in range(200)]
+    assert sorted(filter(None, screen.lines)) == sorted(expected)
 
 
 RUNNING = (

@@ -349,10 +349,10 @@ def _plan(key: PlanKey, now: datetime, budget: int) -> SlotPlan:
 
 
 def _because_of(missed: MissedRange, step: ClockStep | None, why_missed: WhyMissed) -> MissedRange:
-    """The range with its reason: the step of the clock if that covers all its slots, otherwise what
-    this process knows.
+    """The range with its reason: the step of the clock if that explains it, otherwise what this
+    process knows.
     """
-    if step is not None and step.covers(missed.first) and step.covers(missed.last):
+    if step is not None and step.explains(missed.first, missed.last):
         return replace(missed, reason=str(step))
     why = why_missed(missed.first, missed.last) if missed.cause == Cause.DOWN else None
     return replace(missed, reason=f"{missed.reason}: {why}") if why is not None else missed

@@ -36,6 +36,12 @@ class ClockStep:
     def covers(self, slot: datetime) -> bool:
         return self.began < slot <= self.ended
 
+    def explains(self, first: datetime, last: datetime) -> bool:
+        """Whether the step is why slots between these instants were missed. The first ones may have
+        been due before it, and not fired yet: they were still on time.
+        """
+        return self.began - AHEAD < first and last <= self.ended
+
     @property
     def trusted_at(self) -> datetime:
         return self.ended + TRUSTED_AFTER
