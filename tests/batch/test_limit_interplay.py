@@ -56,10 +56,7 @@ async def test_parts_have_lanes_of_their_own_and_their_run_keeps_its_lane(
         due_at=clock.now() + timedelta(hours=1),
         **OF_ACME,
     )
-    parts = [
-        new("mail", exclusive=tasks["mail"].queue_of_parts, parent=split.id, part=number)
-        for number in (1, 2, 3)
-    ]
+    parts = [new("mail", exclusive=tasks["mail"].queue_of_parts, parent=split.id) for _ in range(3)]
     await insert(ledger, split, *parts)
     _, other = await queue(ledger, tasks["mail"], "acme", "bolt")
     claimed = {each.id for each in await claim(ledger, tasks)}

@@ -327,18 +327,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
             "except_on is set, but the class has no schedule; allowed: with a schedule of its own"
         )
     policies, monitoring = _declared(cls, parameters.takes_slot)
-    key = policies.limit.key if policies.limit is not None else None
-    if key is not None and key not in parameters.names:
-        which = "Limit" if cls.limit is not None else "Rate"
-        raise InvalidTask(
-            f"{which}(key) is {key!r}, which is no parameter of run(); allowed: "
-            f"{', '.join(parameters.names) or 'none, because run() has no parameters'}"
-        )
-    if key is not None and Redaction.of(get_settings().BATCH_SECRET_WORDS).is_secret(key):
-        raise InvalidTask(
-            f"the key of the limit or rate is {key!r}, which is secret by BATCH_SECRET_WORDS, and "
-            "the names of queues show its values; allowed: another parameter"
-        )
+    _check_key(cls, policies, parameters)
     return Task(
         cls=cls,
         name=name,
@@ -361,6 +350,24 @@ def _task_of(cls: type[BaseTask]) -> Task:
         after=after,
         partition=partition,
     )
+
+
+def _check_key(cls: type[BaseTask], policies: Policies, parameters: Parameters) -> None:
+    """Raise InvalidTask if the key of the limit or rate is no parameter that all may see."""
+    key = policies.limit.key if policies.limit is not None else None
+    if key is None:
+        return
+    if key not in parameters.names:
+        which = "Limit" if cls.limit is not None else "Rate"
+        raise InvalidTask(
+            f"{which}(key) is {key!r}, which is no parameter of run(); allowed: "
+            f"{', '.join(parameters.names) or 'none, because run() has no parameters'}"
+        )
+    if Redaction.of(get_settings().BATCH_SECRET_WORDS).is_secret(key):
+        raise InvalidTask(
+            f"the key of the limit or rate is {key!r}, which is secret by BATCH_SECRET_WORDS, and "
+            "the names of queues show its values; allowed: another parameter"
+        )
 
 
 def _declared(cls: type[BaseTask], takes_slot: bool) -> tuple[Policies, Monitoring]:

@@ -37,7 +37,7 @@ class Key(Result):
 
 class KeyPage(Result):
     """Keys in the order of their queues. `after`: the queue after which the next page begins; None
-    at the end.
+    at the end, and for a task whose keys are hidden.
     """
 
     keys: list[Key] = Field(default_factory=list)
@@ -72,4 +72,5 @@ async def keys_of(context: Context, name: str, after: str = "", limit: int = PAG
         )
         for each in found[:limit]
     ]
-    return KeyPage(keys=keys, after=keys[-1].queue if len(found) > limit else None)
+    has_more = len(found) > limit and not is_hidden
+    return KeyPage(keys=keys, after=keys[-1].queue if has_more else None)
