@@ -26,6 +26,7 @@ from batch_system.batch.queue.turns import Turns
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
 from batch_system.errors import InvalidTask, TooManyWaiting
+from batch_system.operations.asking.actor import Actor
 from batch_system.operations.asking.results import Node
 from batch_system.operations.runs import late
 from batch_system.operations.runs.blocking import blocker_in_words
@@ -261,6 +262,36 @@ async def test_keys_are_listed_with_what_runs_and_waits(ledger: Database) -> Non
     assert first.after == "mail[tenant=acme]"
     [last] = (await operations(ListKeys(name="mail", after=first.after))).keys
     assert last.key == "tenant=bolt"
+
+
+async def test_a_node_with_the_file_from_before_the_limit_claims_no_run_of_a_key(
+    ledger: Database,
+) -> None:
+    """During a rolling deployment, older nodes would not know how many runs may go on."""
+    tasks = await know(ledger, limited(Limit(1, key="tenant")))
+    await queue(ledger, tasks["mail"], "acme", "acme")
+    TaskRegistry.clear()
+    for before in ({}, {"overlap": "allow"}, {"max_running": 5}):
+        older = make_task("mail", None, mail, **before)
+        assert await claim(ledger, {"mail": older}) == []
+        TaskRegistry.clear()
+    assert len(await claim(ledger, tasks)) == 1
+
+
+async def test_the_keys_of_a_task_whose_parameters_are_secret_are_hidden(ledger: Database) -> None:
+    tasks = await know(ledger, limited(Limit(1, key="tenant"), tags=["secret"]))
+    await queue(ledger, tasks["mail"], "acme", "bolt")
+    viewer = operations_on(ledger).by(Actor("bob", "viewer", "api"))
+    found = await viewer(ListKeys(name="mail", limit=1))
+    assert "acme" not in found.model_dump_json() and found.after is None
+    assert [(key.key, key.waiting) for key in found.keys] == [("(hidden)", 1)]
+
+
+def test_a_secret_parameter_is_no_key() -> None:
+    async def run(self: Any, api_token: str = "x") -> None: ...
+
+    with pytest.raises(InvalidTask, match="'api_token', which is secret by BATCH_SECRET_WORDS"):
+        make_task("mail", None, run, limit=Limit(1, key="api_token"))
 
 
 async def test_a_start_beyond_the_backlog_is_refused_and_writes_nothing(ledger: Database) -> None:
