@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from batch_system.batch.context.once import once as once
     from batch_system.batch.context.upstream import Done as Done
     from batch_system.batch.context.upstream import Upstream as Upstream
+    from batch_system.batch.firing.limit_functions import limit_changed as limit_changed
     from batch_system.batch.queue.groups import Start as Start
     from batch_system.batch.queue.groups import start_all as start_all
     from batch_system.batch.queue.starts import run_of as run_of
@@ -27,6 +28,8 @@ if TYPE_CHECKING:  # `as` makes them names of this module, for type checkers
     from batch_system.batch.tasks.declaration import Retry as Retry
     from batch_system.batch.tasks.item_task import ItemTask as ItemTask
     from batch_system.batch.tasks.item_task import Skip as Skip
+    from batch_system.batch.tasks.limit import Limit as Limit
+    from batch_system.batch.tasks.limit import Rate as Rate
     from batch_system.batch.tasks.partitioned_task import PartitionedTask as PartitionedTask
     from batch_system.batch.tasks.partitions import Part as Part
     from batch_system.batch.tasks.ranges import ranges as ranges
@@ -57,6 +60,8 @@ _HOMES = {
     "Done": "batch.context.upstream",
     "Holidays": "batch.tasks.calendars",
     "ItemTask": "batch.tasks.item_task",
+    "Limit": "batch.tasks.limit",
+    "Rate": "batch.tasks.limit",
     "Missed": "batch.tasks.declaration",
     "Part": "batch.tasks.partitions",
     "PartitionedTask": "batch.tasks.partitioned_task",
@@ -74,6 +79,7 @@ _HOMES = {
     "get_db": "database.session",
     "get_logger": "logs",
     "get_settings": "settings.reading",
+    "limit_changed": "batch.firing.limit_functions",
     "once": "batch.context.once",
     "ranges": "batch.tasks.ranges",
     "run_of": "batch.queue.starts",

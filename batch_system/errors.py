@@ -18,6 +18,7 @@
     ├── UnknownMaintenance      no maintenance window has this id
     ├── UnknownToken            no valid token has this name or id
     ├── UnknownPreview          no preview has this id, or it has expired
+    ├── TooManyWaiting          as many runs of a key wait as the backlog of its limit allows
     ├── Forbidden               the role of the caller does not allow this
     ├── DatabaseError
     │   ├── DatabaseUnreachable no connection to the database could be opened
@@ -51,10 +52,12 @@ from batch_system.escaping import brief, echoed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-ErrorKind = Literal["not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden"]
+ErrorKind = Literal[
+    "not_found", "invalid", "conflict", "unavailable", "damaged", "forbidden", "too_many"
+]
 """What is wrong with a request: what it names does not exist; the request itself is not allowed; it
 is not possible in the present state; a database or a place can't be used now; stored data is
-damaged; or the caller may not ask for it.
+damaged; the caller may not ask for it; or there is too much of it, and it may be asked for later.
 """
 
 LONGEST_MESSAGE = 4_000
@@ -160,6 +163,10 @@ class UnknownTask(BatchError):
             f"{what.format(echoed(name))}{did_you_mean(name, known)}; {listed} "
             f"{', '.join(known) or 'none'}"
         )
+
+
+class TooManyWaiting(BatchError):
+    kind = "too_many"
 
 
 class UnknownRun(BatchError):

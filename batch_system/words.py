@@ -121,6 +121,11 @@ INCIDENTS = {
         "Runs wait for a pool that no node serves",
         chip="pool not served",
     ),
+    IncidentKind.LIMIT: IncidentWord(
+        "the limit of {task} can't be asked",
+        "The function of a limit fails",
+        chip="limit not known",
+    ),
     IncidentKind.UNACCOUNTED: IncidentWord(
         "slots are unaccounted for", "Slots are unaccounted for", chip="alarm", subject="Slots"
     ),

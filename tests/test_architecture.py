@@ -88,6 +88,7 @@ BROAD = {
     "batch_system.batch.incidents.watch": 1,  # a background loop
     "batch_system.batch.night.keeper": 1,  # a background loop
     "batch_system.server.digest": 1,  # a background loop
+    "batch_system.batch.firing.limit_functions": 2,  # a background loop, and an author's function
     # A background loop, and a call of an address that httpx may not be able to read
     "batch_system.alerts.pings": 2,
     "batch_system.alerts.sender": 2,  # a background loop, and one for each channel

@@ -131,6 +131,7 @@ PANELS: dict[str, dict[str, Any]] = {
         "new": new.new,
         "tasks": tasks.tasks,
         "next": tasks.next_,
+        "keys": tasks.keys,
         "lint": lint.lint,
         "pause": maintenance.pause,
         "resume": maintenance.resume,

@@ -95,6 +95,9 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "batch tasks": "List the tasks.",
         "batch tasks --json": "Print the list as JSON for a program.",
     },
+    "keys": {
+        "batch keys mail": "Show which keys of the task mail have running or waiting runs.",
+    },
     "next": {
         'batch next "0 2 * * *"': "Show the next five times.",
         'batch next "30 2 * * *" --tz Europe/Berlin -n '

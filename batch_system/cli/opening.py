@@ -33,6 +33,7 @@ EXIT_CODES: dict[ErrorKind, int] = {
     "forbidden": MISTAKE,
     "unavailable": OUT_OF_ORDER,
     "damaged": OUT_OF_ORDER,
+    "too_many": OUT_OF_ORDER,
 }
 """The exit code of a command by the kind of its error. A failed run is not such an error; its exit
 code is FAILED.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from batch_system import clock
+from batch_system.cli.asked import asks
 from batch_system.cli.hints import hint_without_service, warn
 from batch_system.cli.opening import ask
 from batch_system.cli.options import AsJson, instant, whole
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from batch_system.batch.cron.cron import Schedule
     from batch_system.operations.tasks.results import Slots, TaskDetails, TaskSummary
     from batch_system.verbs.following import Operations
+    from batch_system.verbs.tasks import ListKeys
 
 
 def tasks(as_json: AsJson = False) -> None:
@@ -69,6 +71,23 @@ def tasks(as_json: AsJson = False) -> None:
         console.warn(f"batch: {file.source} can't be used: {file.error}")
     warn(hint)
     raise SystemExit(1 if broken else 0)
+
+
+@asks("asked", "batch_system.verbs.tasks:ListKeys", names={"name": "NAME"})
+def keys(asked: ListKeys, as_json: AsJson = False) -> None:
+    """List the keys of a task with a limit: how many runs of each are running, and how many
+    wait.
+    """
+    from batch_system import console
+
+    found = ask(lambda operations: operations(asked))
+    if as_json:
+        console.show_json(found)
+        return
+    rows = [{**each.model_dump(), "since": each.oldest} for each in found.keys]
+    console.show(rows, ["key", "running", "limit", "waiting", "since"], as_json=False)
+    if found.after is not None:
+        console.warn(f"batch: there are more keys: --after {found.after!r}")
 
 
 def _row(task: TaskSummary) -> dict[str, object]:

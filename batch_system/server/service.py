@@ -25,6 +25,7 @@ from batch_system.batch.execution.tickets import Tickets
 from batch_system.batch.firing import apscheduler
 from batch_system.batch.firing.dispatcher import Dispatcher
 from batch_system.batch.firing.handover import Handover
+from batch_system.batch.firing.limit_functions import LimitFunctions
 from batch_system.batch.firing.schedule_sync import ScheduleSync
 from batch_system.batch.firing.waiting import Opener
 from batch_system.batch.incidents.watch import Watch
@@ -341,12 +342,12 @@ class BatchService:
         self._on_changes += [self.schedules.on_changes, self.dispatcher.on_changes]
         self._bulks = BulkWorker(self.operations)
         watching = self._watch()
-        self._on_changes.append(self.opener.on_changes)
+        functions = LimitFunctions(self.ledger, self.tasks, self.wake, self.node.outage)
+        self._on_changes += [self.opener.on_changes, functions.on_changes]
         handover = self._hand_over(stack)
         await self._place()
-        self._start_parts(
-            self.dispatcher, self.schedules, self._new_upkeep(), self._bulks, handover, *watching
-        )
+        parts = (self.dispatcher, self.schedules, self._new_upkeep(), self._bulks, handover)
+        self._start_parts(*parts, functions, *watching)
         self._is_firing = True
         apscheduler.report_to(self.scheduler, self.dispatcher.notify)
         apscheduler.start(self.scheduler)

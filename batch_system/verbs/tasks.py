@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from batch_system.operations.incidents.results import Muted, Unmuted
+from batch_system.operations.tasks.keys import KeyPage
 from batch_system.operations.tasks.results import (
     Paused,
     PauseOfTask,
@@ -57,6 +58,23 @@ class ShowSchedule(Verb, role="viewer", http=get("/tasks/{name}/schedule")):
         from batch_system.operations.tasks import details
 
         return await details.slots_of(context, self.name, self.n)
+
+
+class ListKeys(Verb, role="viewer", http=get("/tasks/{name}/keys")):
+    """List the keys of a task with a limit: how many runs of each are running, and how many
+    wait.
+    """
+
+    name: TaskName
+    after: Annotated[
+        str, Field(max_length=200, description="The queue after which the page begins.")
+    ] = ""
+    limit: Annotated[int, Field(ge=1, le=100, description="How many keys at most.")] = 100
+
+    async def perform(self, context: Context) -> KeyPage:
+        from batch_system.operations.tasks import keys
+
+        return await keys.keys_of(context, self.name, self.after, self.limit)
 
 
 class PauseTask(

@@ -21,6 +21,7 @@ STATUSES: dict[ErrorKind, int] = {
     "forbidden": 403,
     "unavailable": 503,
     "damaged": 500,
+    "too_many": 429,
 }
 TITLES = {
     400: "The request is not as the document of the API says",

@@ -81,7 +81,7 @@ from batch_system.verbs.night import ShowStatus
 from batch_system.verbs.runs import ListRuns
 from batch_system.verbs.why import WhyRun, WhyTask
 from service.application.models import User
-from tests.batch import planned_starts
+from tests.batch import planned_limits, planned_starts
 from tests.batch.crowd import crowd
 from tests.batch.ledger_world import NODE, know, make_task
 from tests.batch.test_runs import new
@@ -103,7 +103,7 @@ LARGE = {
 }
 LARGE -= {"batch_catalog", "batch_backups", "batch_duties", "batch_maintenance"}
 
-ONCE_AN_HOUR = {"prune", "unserved"}
+ONCE_AN_HOUR = {"prune", "unserved", "prune limits"}
 """Functions that may scan other tables than that of the runs."""
 
 IN_ORDER = {
@@ -130,8 +130,11 @@ IN_ORDER = {
     r"(ix_batch_\w+_unnoticed|(uq|ix)_batch_incidents_open$|ix_batch_nodes_live)"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
     "check": r"USING INDEX "
-    r"(uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held|ix_batch_nodes_live)"
-    r"|(SCAN|Seq Scan on) batch_schedules|Seq Scan on batch_incidents",
+    r"(uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held|ix_batch_nodes_live"
+    r"|ix_batch_limits_failed)|(SCAN|Seq Scan on) batch_schedules"
+    r"|Seq Scan on batch_(incidents|limits|tasks t_\d)",
+    "claim with a limit": r"Seq Scan on batch_limits l$",
+    "function of a limit": r"USING INDEX ix_batch_limits_failed|Seq Scan on batch_limits l$",
     "send": r"USING INDEX ix_batch_outbox_unsent",
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
     "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
@@ -149,7 +152,8 @@ IN_ORDER = {
 count of items in quarantine and the search for the newest processes; the indexes of nodes and
 incidents have only living and open ones; monitoring and the page of tasks show each task; cursors
 are looked through when a clock was set back; PostgreSQL scans the few previews of a day, and the
-tally and the durations while they are as few as here; there is one window for each history.
+tally, the durations and the numbers of limits while they are as few as here; there is one window
+for each history.
 """
 
 PLANS = {
@@ -337,6 +341,18 @@ PLANS = {
     "hand over": {"ix_batch_starts_follow_up"},
     "merge": {"ix_batch_runs_waits"},
     "prune merges": {"ix_batch_merges_until", "ix_batch_merged_at"},
+    "claim with a limit": {
+        *("ix_batch_runs_queue", "ix_batch_runs_retry_queue", "uq_batch_runs_exclusive"),
+        *("ix_batch_runs_waiting", "ix_batch_runs_retrying", "ix_batch_runs_retry_due"),
+    },
+    "start with a limit": {"ix_batch_runs_queue"},
+    "keys": {"ix_batch_runs_queue", "ix_batch_runs_retry_queue", "uq_batch_runs_exclusive"},
+    "rate": set(),
+    "function of a limit": {
+        *("ix_batch_runs_queue", "ix_batch_runs_retry_queue", "ix_batch_limits_failed"),
+    },
+    "prune limits": {"ix_batch_rates_free_at"},
+    "left queues": {"ix_batch_runs_queue", "ix_batch_runs_retry_queue"},
 }
 """The indexes that each function uses, besides primary keys. It must use no others."""
 
@@ -360,7 +376,12 @@ BY_KIND = {
     "overview": {"uq_batch_schedules_open", "ix_batch_runs_created"},
     "night": {"uq_batch_schedules_open", "ix_batch_previews_expires"},
     "unserved": {"ix_batch_runs_queue"},
-    "check": {"ix_batch_incidents_closed", "ix_batch_incidents_error"},
+    "check": {
+        *("ix_batch_incidents_closed", "ix_batch_incidents_error", "ix_batch_limits_failed"),
+    },
+    "claim with a limit": {"ix_batch_rates_free_at"},
+    "rate": {"ix_batch_rates_free_at"},
+    "left queues": {"ix_batch_runs_waiting"},
     "prune": {"ix_batch_waits_slot", "ix_batch_merges_until", "ix_batch_merged_at"},
 }
 """Only one of the two uses these. A cancel locks members on PostgreSQL; for the others there are
@@ -432,7 +453,15 @@ async def plans(
     starting = Plans(ledger, application)
     await planned_starts.fill(ledger, application, 3_000, clock.now())
     await planned_starts.send(ledger, application, starting.of, clock.now())
-    yield {**found, **await waiting.read(), **await starting.read()}
+    taking_turns = Plans(ledger)
+    tasks = await planned_limits.fill(ledger, 3_000, clock.now())
+    await planned_limits.send(ledger, tasks, taking_turns.of, clock.now())
+    yield {
+        **found,
+        **await waiting.read(),
+        **await starting.read(),
+        **await taking_turns.read(),
+    }
     for database, url in zip((ledger, application), urls, strict=True):
         await database.dispose()
         await databases.drop(url)

@@ -148,8 +148,8 @@ def terms() -> list[str]:
 
 
 PLAIN = {
-    *("apscheduler", "base", "conditions", "current", "data", "ids", "json", "keys", "local"),
-    *("migration", "rows", "sync", "tables", "time"),
+    *("apscheduler", "base", "conditions", "current", "data", "functions", "ids", "json", "keys"),
+    *("local", "migration", "numbers", "rows", "sync", "tables", "time"),
 }
 """Words in names of modules that mean what they mean everywhere."""
 

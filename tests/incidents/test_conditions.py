@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, update
 
-from batch_system import Alerts, clock
+from batch_system import Alerts, Limit, clock
 from batch_system.alerts.messages import still_news
 from batch_system.batch.account.account import accounts
 from batch_system.batch.account.slots import Kind
 from batch_system.batch.firing import pauses, task_sync
 from batch_system.batch.firing.backfill import Backfill
+from batch_system.batch.firing.limit_functions import LimitFunctions
 from batch_system.batch.firing.unfired import NotFired
 from batch_system.batch.incidents.watched import Thresholds
 from batch_system.batch.ledger import (
@@ -38,6 +39,7 @@ from batch_system.batch.ledger.states import IncidentKind, RunState
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.nodes import orphans
 from batch_system.batch.nodes.clock_steps import ClockStep
+from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.queue.enqueue import Startable
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
@@ -47,6 +49,8 @@ from batch_system.settings.reading import get_settings
 from batch_system.verbs.maintenance import MuteTasks, PauseTasks
 from batch_system.verbs.tasks import PauseTask, ResumeTask
 from tests.batch.ledger_world import NODE, fire, know, make_task, rows
+from tests.batch.test_runs import insert as insert_runs
+from tests.batch.test_runs import new
 from tests.incidents.watching import Watching, ended, failed, started, succeeded, watching
 
 START = datetime(2026, 3, 10, 2, 0, 0, tzinfo=UTC)
@@ -711,6 +715,43 @@ async def test_items_that_an_attempt_put_into_quarantine_are_an_incident_althoug
     await watch.turn(2)
     (incident,) = await opened(watch, "quarantine")
     assert (incident["task"], incident["text"]) == ("load", "it has put items into quarantine")
+
+
+async def test_a_function_of_a_limit_that_fails_for_ten_minutes_is_an_incident_until_it_works(
+    ledger: Database, watch: Watching
+) -> None:
+    does_fail = True
+
+    def plan_of(tenant: str) -> int:
+        if does_fail:
+            raise ConnectionError("billing is away")
+        return 3
+
+    async def mail(self: Any, tenant: str = "acme") -> None: ...
+
+    loaded = await know(
+        ledger, make_task("mail", None, mail, limit=Limit(plan_of, key="tenant", default=1))
+    )
+    await insert_runs(ledger, new("mail", exclusive="mail[tenant=acme]", params={"tenant": "acme"}))
+    functions = LimitFunctions(ledger, loaded, lambda: None, Outage())
+
+    async def minutes_later(number: int) -> list[dict[str, Any]]:
+        for _ in range(number):
+            watch.later(61)
+            await functions.look()
+        await checked(watch, 5)
+        return await opened(watch, "limit")
+
+    await functions.look()
+    assert await minutes_later(9) == []
+    [incident] = await minutes_later(2)
+    assert incident["task"] == "mail"
+    assert incident["text"] == (
+        "the function of its limit has failed for 11 minutes for 1 key, whose last numbers hold: "
+        "ConnectionError: billing is away"
+    )
+    does_fail = False
+    assert await minutes_later(1) == []
 
 
 async def test_a_pause_without_an_end_that_lasts_for_long_may_have_been_forgotten(

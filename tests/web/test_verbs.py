@@ -152,6 +152,7 @@ after the answers that count them.
 ELSEWHERE: dict[type[Verb], dict[str, Any]] = {
     run_changes.RedriveRun: {"run": ID},  # in test_cli_items
     maintenance.EndMaintenance: {"window": ID},  # in test_maintenance
+    tasks.ListKeys: {"name": "mail"},  # in tests/batch/test_limits
     calendars.ShowCalendar: {"name": "bank"},  # in tests/cli/test_calendars
     bulks.BeginBulk: {"preview": ID},  # in test_remote
     bulks.ShowBulk: {"preview": ID},

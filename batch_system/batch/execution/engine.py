@@ -39,6 +39,7 @@ from batch_system.batch.nodes.ledger_poll import LedgerChanges
 from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.queue import claiming
 from batch_system.batch.queue.claiming import OWN_POOLS, Capacity
+from batch_system.batch.queue.turns import Turns
 from batch_system.batch.tasks.registry import Task
 from batch_system.concurrency.background import Background, is_set_within
 from batch_system.concurrency.thread_pool import ThreadPool
@@ -152,6 +153,7 @@ class LocalEngine(Background):
         self._refused: set[str] = set()
         self._written_events: dict[str, asyncio.Event] = {}
         self._locked = LockedRuns(database)
+        self._turns = Turns()
         self._wake = asyncio.Event()
         self._all_ended = asyncio.Event()
         self._idle = asyncio.Event()
@@ -496,7 +498,7 @@ class LocalEngine(Background):
                 connection, self._tasks, self._node, capacity, ended, apart
             )
         claimed, are_more = await claiming.take(
-            connection, self._tasks, self._node, capacity, apart
+            connection, self._tasks, self._node, capacity, apart, self._turns
         )
         return Look(claimed, are_more=are_more)
 

@@ -16,7 +16,7 @@ from batch_system.batch.ledger import database_time, parts, runs, transitions
 from batch_system.batch.ledger.runs import Claimed, NewRun
 from batch_system.batch.ledger.states import FINAL, RunState
 from batch_system.batch.ledger.tables import new_id
-from batch_system.batch.queue import concurrency, gates
+from batch_system.batch.queue import concurrency, gates, turns
 from batch_system.batch.tasks.parameters import SLOT
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
@@ -54,6 +54,10 @@ def refuse_other_pools(task: Task, pools: Mapping[str, Pool]) -> None:
             f"{elsewhere or f'`batch work --pool {task.pool}`'} executes: use `batch run "
             f"{task.name} --queue`"
         )
+
+
+class _RateReached(Exception):
+    """No further run of the task may begin now."""
 
 
 class ManualRun:
@@ -96,16 +100,20 @@ class ManualRun:
                 async with self._engine.claiming:
                     async with self._database.engine.begin() as connection:
                         losses = self._engine.losses
-                        new_run = self._new_run(
-                            params, slot, by, await database_time.now_of(connection)
-                        )
-                        new_run.lane = await self._lane(connection)
+                        now = await database_time.now_of(connection)
+                        new_run = self._new_run(params, slot, by, now)
+                        new_run.lane = await self._lane(connection, new_run.exclusive)
                         await runs.insert(connection, [new_run])
+                        await self._take_place(connection, new_run.exclusive, now)
                     self._engine.launch([runs.claimed_from(new_run)], losses)
                 return
-            except IntegrityError:
+            except (IntegrityError, _RateReached) as error:
                 if not has_logged:
-                    logger.info(f"another run of {self._task.name} is active; waiting for its end")
+                    logger.info(
+                        f"another run of {self._task.name} is active; waiting for its end"
+                        if isinstance(error, IntegrityError)
+                        else f"the rate of {self._task.name} is reached; waiting for its period"
+                    )
                 has_logged = True
                 await asyncio.sleep(RETRY_SECONDS)
 
@@ -118,7 +126,7 @@ class ManualRun:
             task.name,
             slot,
             now,
-            exclusive=task.exclusive,
+            exclusive=task.queueing.of(params),
             priority=task.policies.priority,
             params=params,
             requested_by=by,
@@ -180,7 +188,26 @@ class ManualRun:
         """Claim the run. Returns an empty list if another run of the task is running, or a service
         was first.
         """
-        return await self._claim_in_lanes(connection, {self.id: await self._lane(connection)}, now)
+        row = await self._row()
+        lane = await self._lane(connection, row["exclusive"])
+        try:
+            async with connection.begin_nested() as savepoint:
+                if row["state"] == RunState.RETRYING:
+                    await self._take_place(connection, row["exclusive"], now)
+                claimed = await transitions.claim(
+                    connection, [self.id], self._node, now, {self.id: lane}
+                )
+                if not claimed:
+                    await savepoint.rollback()
+                return claimed
+        except (IntegrityError, _RateReached):
+            return []
+
+    async def _take_place(
+        self, connection: AsyncConnection, queue: str | None, now: datetime
+    ) -> None:
+        if not await turns.take_place(connection, self._task.queueing, queue, now):
+            raise _RateReached
 
     async def _claim_in_lanes(
         self, connection: AsyncConnection, lanes: Mapping[str, int], now: datetime
@@ -191,11 +218,11 @@ class ManualRun:
         except IntegrityError:
             return []
 
-    async def _lane(self, connection: AsyncConnection) -> int:
-        """The number of a free lane. If none is free, it is 1, and the database then refuses the
-        run.
+    async def _lane(self, connection: AsyncConnection, name: str | None) -> int:
+        """The number of a free lane of this queue. If none is free, it is 1, and the database then
+        refuses the run.
         """
-        name, number = self._task.exclusive, self._task.lanes
+        number = self._task.lanes
         if name is None or number == 1:
             return 1
         free_lanes = (await concurrency.free(connection, {name: number}))[name]

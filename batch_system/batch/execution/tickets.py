@@ -18,6 +18,7 @@ from batch_system import clock
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.queue import claiming
 from batch_system.batch.queue.claiming import Capacity
+from batch_system.batch.queue.turns import Turns
 from batch_system.batch.tasks.registry import Task
 
 PATIENCE_SECONDS = 5.0
@@ -64,6 +65,7 @@ class Tickets:
         self._open: list[Ticket] = []
         self._is_closed = False
         self._wake: Callable[[], None] = lambda: None
+        self._turns = Turns()
 
     def attach(self, wake: Callable[[], None]) -> None:
         """`wake`: makes the engine claim."""
@@ -135,7 +137,9 @@ class Tickets:
                 room = replace(
                     capacity, runs=min(capacity.runs, len(tickets)), pools=dict(capacity.pools)
                 )
-                claimed, _ = await claiming.take(connection, {name: task}, node, room, apart)
+                claimed, _ = await claiming.take(
+                    connection, {name: task}, node, room, apart, self._turns
+                )
                 capacity.runs -= len(claimed)
                 capacity.threads, capacity.pools = room.threads, room.pools
                 look.claimed += claimed

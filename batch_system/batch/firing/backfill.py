@@ -265,5 +265,5 @@ class Backfill:
         task = self.task
         details: dict[str, Any] = {"priority": task.priority, "requested_by": self.by}
         return NewRun.queued(
-            task.name, slot, now, is_backfill=True, exclusive=task.exclusive, **details
+            task.name, slot, now, is_backfill=True, exclusive=task.queueing.of(None), **details
         )

@@ -382,7 +382,7 @@ def _all_of(task: Task, plan: SlotPlan, now: datetime, step: ClockStep | None) -
             slot,
             now,
             catch_up=was_missed,
-            exclusive=task.exclusive,
+            exclusive=task.queueing.of(None),
             priority=task.policies.priority,
         )
         for was_missed, slots in ((True, plan.catch_up), (False, plan.on_time))

@@ -54,7 +54,11 @@ class Overlap:
         return len(self._ahead) <= self._task.lanes
 
     def take_lane(self, run: NewRun) -> bool:
-        """Give the run the first free lane. Returns False if all lanes are taken."""
+        """Give the run the first free lane. Returns False if all lanes are taken. A run of a task
+        with a limit gets its lane when it is claimed.
+        """
+        if self._task.policies.limit is not None:
+            return False
         if not self._is_bounded:
             return True
         if not self._lanes:

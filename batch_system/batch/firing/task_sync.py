@@ -55,13 +55,14 @@ async def record_tasks(
             "description": task.description,
             "source": task.source,
             "digest": task.digest,
+            "queue": task.queueing.of(None) if task.policies.limit is not None else None,
             "number": _declared(task, declared, now)["number"],
         }
         for task in loaded.values()
     ]
     kind = connection.dialect.name
     number = Column("number", Integer)
-    own = ("name", "description", "source", "digest")
+    own = ("name", "description", "source", "digest", "queue")
     shared = (*DECLARED, "first_seen_at", "last_seen_at")
     from_rows = json_rows.source([*(tasks.c[name] for name in own), number], kind)
     from_declared = json_rows.source(
@@ -89,12 +90,13 @@ async def record_tasks(
 def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) -> dict[str, Any]:
     """The entry in `declared` for this task's declaration. Adds it if it is missing."""
     schema = task.parameters.json_schema()  # equal ones are mostly the same object, so ids suffice
-    key = (id(task.policies), id(task.monitoring), id(schema), task.tags)
+    default = repr(task.queueing.default)
+    key = (id(task.policies), id(task.monitoring), id(schema), task.tags, default)
     if key not in declared:
         declared[key] = {
             "number": len(declared),
             "pool": task.pool,
-            "policies": task.policies.as_json(),
+            "policies": _policies(task),
             "tags": list(task.tags),
             "parameters": schema,
             "monitoring": task.monitoring.as_json(),
@@ -102,6 +104,14 @@ def _declared(task: Task, declared: dict[Any, dict[str, Any]], now: datetime) ->
             "last_seen_at": now,
         }
     return declared[key]
+
+
+def _policies(task: Task) -> dict[str, Any]:
+    """Its policies, and what a process that has not loaded the task must know to queue a run."""
+    policies = task.policies.as_json()
+    if (limit := policies.get("limit")) is not None:
+        policies["limit"] = {**limit, "value": task.queueing.default}
+    return policies
 
 
 async def record_moved(database: Database, loaded: Mapping[str, Task], node: str) -> list[str]:

@@ -263,12 +263,14 @@ class Checks:
         missed_deadlines, checked, next_deadline = await deadlines.check(connection, watched, now)
         at_risk, next_promise = await forecast_check.at_risk(connection, watched, now)
         old, next_old = await overdue.old_backups(connection, watched, self._thresholds, now)
+        unasked = await overdue.failing_limits(connection, watched, now)
         unserved, next_unserved = await self._pools.check(connection, known, now)
         late_slots = await overdue.late_slots(connection, watched, self._thresholds, now)
         ahead = await overdue.cursors_ahead(connection, now) if self._may_be_ahead else []
         self._may_be_ahead = bool(ahead)
         wrong = [
             *unserved,
+            *unasked,
             *(late for late in late_slots if late.task not in self._pools.tasks),
             *await overdue.slow_runs(connection, watched, usual, self._thresholds, blocked, now),
             *silent,
@@ -383,6 +385,7 @@ _CONDITIONS = (
     IncidentKind.BACKUP,
     IncidentKind.PAUSED,
     IncidentKind.POOL,
+    IncidentKind.LIMIT,
     IncidentKind.CLOCK,
     IncidentKind.UNFIRED,
 )

@@ -1,5 +1,5 @@
-"""Problems without a row of their own: late slots, slow runs, silent tasks, old backups, cursors
-that are ahead.
+"""Problems without a row of their own: late slots, slow runs, silent tasks, old backups, limits
+whose functions fail, cursors that are ahead.
 
 Each function returns what is wrong now. The watch opens an incident for each problem without one,
 and closes those whose problem is gone.
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents.durations import UsualDurations
 from batch_system.batch.incidents.watched import Thresholds, WatchedTask
-from batch_system.batch.ledger import queue_rows, schedules
+from batch_system.batch.ledger import limit_numbers, queue_rows, schedules
 from batch_system.batch.ledger.incidents.incidents import Opening
 from batch_system.batch.ledger.states import IncidentKind, Rank, RunState
 from batch_system.batch.ledger.tables import HELD_SQL, backups, runs
@@ -24,12 +24,14 @@ from batch_system.batch.nodes.clock_steps import AHEAD
 from batch_system.database import sql
 
 BACKUP_TASK = "backup"
+LIMIT_PATIENCE = timedelta(minutes=10)
+"""How long the function of a limit may fail until that is an incident."""
 
 _WAITING_TASKS = f"({queue_rows.names(queue_rows.READY)}) AS v"
 _ON_TIME = f"q.rank = {Rank.ON_TIME} AND q.slot IS NOT NULL"
 _FIRST_ON_TIME = " UNION ALL ".join(
     f"SELECT ({queue_rows.first(of, '1', False, also=_ON_TIME)}) FROM {_WAITING_TASKS}"
-    for of in ("exclusive = v.task", "exclusive IS NULL")
+    for of in queue_rows.OF_SLOTS
 )
 """The ids of the first on-time runs in the queue of each task that has due runs and is not
 paused.
@@ -207,6 +209,25 @@ async def old_backups(
 
 
 _IS_GOOD = backups.c.verified_at.is_not(None) & backups.c.failed_at.is_(None)
+
+
+async def failing_limits(
+    connection: AsyncConnection, watched: Mapping[str, WatchedTask], now: datetime
+) -> list[Opening]:
+    """The incidents of tasks the function of whose limit has failed for long."""
+    failing = await limit_numbers.failing(connection, now, LIMIT_PATIENCE)
+    return [
+        Opening(
+            IncidentKind.LIMIT,
+            f"the function of its limit has failed for {in_words(now - each.since)} for "
+            f"{each.keys:,} key{'' if each.keys == 1 else 's'}, whose last numbers hold: "
+            f"{each.error}",
+            now,
+            task=task,
+        )
+        for task, each in failing.items()
+        if task in watched and not watched[task].is_removed
+    ]
 
 
 async def cursors_ahead(connection: AsyncConnection, now: datetime) -> list[Opening]:

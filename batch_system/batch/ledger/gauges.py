@@ -122,6 +122,12 @@ def _oldest_waiting() -> TextualSelect:
         for of in ("exclusive = v.task", "exclusive IS NULL")
         for rank in queue_rows.RANKS
     )
+    of_limits = (
+        f"SELECT (SELECT q.due_at FROM batch_runs q WHERE q.task = v.task AND {READY_SQL} "
+        f"AND {not_held('q')} ORDER BY q.created_at LIMIT (SELECT 1)) AS due_at FROM v "
+        f"WHERE {queue_rows.HAS_LIMIT}"
+    )
+    parts = f"{parts} UNION ALL {of_limits}"
     waiting = f"WITH v AS MATERIALIZED ({queue_rows.names(queue_rows.READY)})"
     return text(f"{waiting} SELECT min(due_at) AS due_at FROM ({parts}) AS heads").columns(
         runs.c.due_at

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import queue_rows
-from batch_system.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
+from batch_system.batch.ledger.tables import HELD_SQL, READY_SQL, nodes, not_held, runs, tasks
 from batch_system.database import sql
 from batch_system.settings.pools import DEFAULT_POOL, NO_POOLS, Pool
 
@@ -123,11 +123,18 @@ _WITH_RUNS = " UNION ".join(
 )
 """SQL for the names of the tasks that have runs which wait, or are retried at some time."""
 
-_NUMBER = " + ".join(
+_OF_QUEUE = " + ".join(
     f"(SELECT count(*) FROM ({queue_rows.first(of, str(MOST_COUNTED), True)}) AS counted)"
     for of in ("exclusive = v.task", "exclusive IS NULL")
 )
-"""SQL for the number of runs of the task `v.task` that may start at :now."""
+_OF_LIMIT = (
+    f"(SELECT count(*) FROM (SELECT q.id FROM batch_runs q WHERE q.task = v.task AND {READY_SQL} "
+    f"AND {not_held('q')} LIMIT {MOST_COUNTED}) AS counted)"
+)
+_NUMBER = f"CASE WHEN {queue_rows.HAS_LIMIT} THEN {_OF_LIMIT} ELSE {_OF_QUEUE} END"
+"""SQL for the number of runs of the task `v.task` that may start at :now; with a limit, of those
+that are not retries.
+"""
 
 _POOL = f"coalesce((SELECT t.pool FROM batch_tasks t WHERE t.name = a.task), '{DEFAULT_POOL}')"
 

@@ -36,6 +36,17 @@ list.
 """
 
 
+OF_SLOTS = (
+    "exclusive = coalesce((SELECT t.queue FROM batch_tasks t WHERE t.name = v.task), v.task)",
+    "exclusive IS NULL",
+)
+"""The conditions for the runs of slots of the task `v.task`: in their queue, or in none."""
+
+
+HAS_LIMIT = "EXISTS (SELECT 1 FROM batch_tasks t WHERE t.name = v.task AND t.queue IS NOT NULL)"
+"""The condition that the task `v.task` has a limit, and so many queues."""
+
+
 def names(condition: str, until_found: bool = False, of_pools: bool = False) -> str:
     """SQL for the names of the tasks that have runs of this condition which are not all held by a
     pause.
@@ -101,7 +112,7 @@ def first_on_time(limit: int) -> str:
     order = f"ORDER BY q.exclusive, q.rank, q.due_at, q.id LIMIT (SELECT {limit})"
     heads = [
         f"SELECT r.id FROM {names} JOIN batch_runs r ON r.id IN ({shape}{of} AND {on_time} {order})"
-        for of in ("exclusive = v.task", "exclusive IS NULL")
+        for of in OF_SLOTS
     ]
     return " UNION ALL ".join(heads)
 

@@ -101,6 +101,7 @@ class IncidentKind(StrEnum):
     BACKUP = "backup"
     PAUSED = "paused"
     POOL = "pool"
+    LIMIT = "limit"
     UNACCOUNTED = "unaccounted"
     CLOCK = "clock"
     UNFIRED = "unfired"

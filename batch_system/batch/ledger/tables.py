@@ -132,6 +132,8 @@ tasks = Table(
     # its parameters, and what it declares about its monitoring.
     Column("tags", Json),
     Column("parameters", Json),
+    # The queue of the runs of its slots, if the task has a limit; null: that of its name, or none.
+    Column("queue", String(120)),
     Column("monitoring", Json),
     # `muted_until`: until then nothing is sent about the task. `deadline_until`: up to then its
     # deadlines were checked.

@@ -15,6 +15,7 @@ from batch_system.batch.execution.ending import Ending
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.queue.requests import Merging, Startable, StartedRun, StartRequest, Starts
+from batch_system.batch.tasks.limit import Queueing
 from batch_system.batch.tasks.retry_after import MOST_SECONDS
 from batch_system.errors import (
     BatchError,
@@ -22,12 +23,16 @@ from batch_system.errors import (
     DatabaseUnreachable,
     InvalidParameters,
     LeaseLost,
+    TooManyWaiting,
     UnknownTask,
 )
 
 Json = dict[str, Any]
 
-_STARTING = (UnknownTask, InvalidParameters, DatabaseError, DatabaseUnreachable, LeaseLost)
+_STARTING = (
+    *(UnknownTask, InvalidParameters, TooManyWaiting),
+    *(DatabaseError, DatabaseUnreachable, LeaseLost),
+)
 STARTING = {cls.__name__: cls for cls in _STARTING}
 """The errors of `start()` that a child raises with the class that the service has raised."""
 _INSTANTS = ("slot", "created_at", "attempt_started_at")
@@ -97,9 +102,8 @@ def _request_as_json(request: StartRequest) -> Json:
 
 def _request_from_json(values: Json) -> StartRequest:
     task = values["task"]
-    startable = Startable(
-        str(task["name"]), str(task["source"]), _text(task["exclusive"]), int(task["priority"])
-    )
+    queueing = Queueing.of_json(str(task["name"]), task["queueing"])
+    startable = Startable(str(task["name"]), str(task["source"]), queueing, int(task["priority"]))
     params = dict(values["params"]) if values["params"] is not None else None
     delay = float(values["delay"]) if values["delay"] is not None else None
     at, slot = _instant(values["at"]), _instant(values["slot"])

@@ -35,6 +35,7 @@ from batch_system.batch.ledger.tables import HELD_SQL, HOLDS_LANE_SQL, not_held,
 from batch_system.batch.ledger.transitions import CLAIMED_COLUMNS
 from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head, Rule
+from batch_system.batch.queue.turns import Turns, heads_in_turn, take_places, together
 from batch_system.batch.tasks.registry import Task
 from batch_system.database import sql
 from batch_system.settings.pools import DEFAULT_POOL
@@ -169,23 +170,30 @@ async def take(
     node: str,
     capacity: Capacity,
     apart: bool = False,
+    turns: Turns | None = None,
 ) -> tuple[list[Claimed], bool]:
     """Claim as many runs of `tasks`, which the node has loaded, as `capacity` allows.
 
     Runs for which threads or children are missing may hide others that have room. In that case it
     looks again, without the former. `apart`: each run is claimed separately, and those that the
-    database refuses are left. Returns the claimed runs, and whether more runs may be claimable at
-    once.
+    database refuses are left. `turns`: which keys of limits were served last. Returns the
+    claimed runs, and whether more runs may be claimable at once.
     """
     claimed: list[Claimed] = []
+    turns = turns if turns is not None else Turns()
     claim = _claim_apart if apart else _claim
     while True:
         most = capacity.runs
-        now, first_runs = await startable(connection, tasks, capacity, locks=True)
+        now, first_runs = await startable(connection, tasks, capacity, locks=True, turns=turns)
         if now is None or not first_runs:
-            return claimed, False
+            return claimed, turns.are_locked
         chosen = [head for head in first_runs if capacity.take(tasks[head.task])]
         got = await claim(connection, chosen, node, now)
+        limited = [head for head in chosen if tasks[head.task].policies.limit is not None]
+        turns.serve(limited)
+        ids = {run.id for run in got}
+        begun = [(head, tasks[head.task].queueing) for head in limited if head.id in ids]
+        await take_places(connection, begun, turns, now)
         claimed += got
         if len(chosen) == len(first_runs) or len(first_runs) < most:
             return claimed, len(chosen) == len(first_runs) and (
@@ -215,7 +223,11 @@ async def _claim_apart(
 
 
 async def startable(
-    connection: AsyncConnection, tasks: Mapping[str, Task], capacity: Capacity, locks: bool = False
+    connection: AsyncConnection,
+    tasks: Mapping[str, Task],
+    capacity: Capacity,
+    locks: bool = False,
+    turns: Turns | None = None,
 ) -> tuple[datetime | None, list[Head]]:
     """The database time, and the runs of `tasks` that may start at that time; (None, []) if there
     are none.
@@ -231,10 +243,25 @@ async def startable(
     names = [task.name for task in due_tasks if capacity.has_room(task)]
     if not names:
         return None, []
+    limited = [
+        task.queueing
+        for task in due_tasks
+        if task.name in names and task.policies.limit is not None
+    ]
     rules = concurrency.rules(due_tasks)
-    return due_now.now, await heads(
-        connection, names, due_now.now, capacity.runs, rules, locks, due_now.retries
+    have_keys = {each.task for each in limited} - {rule.task for rule in rules.values()}
+    if others_names := [name for name in names if name not in have_keys]:
+        others = await heads(
+            connection, others_names, due_now.now, capacity.runs, rules, locks, due_now.retries
+        )
+    else:
+        others = []
+    if not limited:
+        return due_now.now, others
+    in_turn = await heads_in_turn(
+        connection, limited, due_now.now, due_now.retries, capacity.runs, turns or Turns(), locks
     )
+    return due_now.now, together(others, in_turn, capacity.runs)
 
 
 async def heads(

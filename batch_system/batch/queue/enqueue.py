@@ -5,6 +5,7 @@ through another process.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,13 +16,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.context.current_run import CurrentRun, current_run_if_any
-from batch_system.batch.ledger import database_time, merges, runs, tables
+from batch_system.batch.ledger import database_time, key_counts, merges, runs, tables
 from batch_system.batch.ledger import tasks as known_tasks
 from batch_system.batch.ledger.runs import NewRun
 from batch_system.batch.queue.requests import Merging, StartedRun, StartRequest, Starts
 from batch_system.batch.queue.requests import Startable as Startable
 from batch_system.database.engine import Database
-from batch_system.errors import InvalidParameters, LeaseLost, UnknownTask
+from batch_system.errors import InvalidParameters, LeaseLost, TooManyWaiting, UnknownTask
 from batch_system.settings.reading import get_settings
 
 Wake = Callable[[], None]
@@ -82,18 +83,41 @@ async def write(
     parent: str | None = None,
     group: str | None = None,
 ) -> StartedRun:
-    """Write the requested runs, in the caller's transaction. Raises UnknownTask.
+    """Write the requested runs, in the caller's transaction. Raises UnknownTask and TooManyWaiting.
 
     `by`: who asks for them. `parent`: the id of the run whose code asks for them. `group`: the
     follow-up that waits for them. Returns what `insert` returns.
     """
     await refuse_unknown(connection, starts.tasks)
+    await _refuse_too_many(connection, starts)
     now = await database_time.now_of(connection)
     new, follow_up = planned(starts, now, by, parent, group)
     merging = starts.runs[0].merging if starts.runs else None
     if merging is not None:
         return await merge(connection, new[0], merging)
     return await insert(connection, new, follow_up)
+
+
+async def _refuse_too_many(connection: AsyncConnection, starts: Starts) -> None:
+    """Raises TooManyWaiting if a key would have more waiting runs than the limit's backlog."""
+    new: Counter[tuple[str, str]] = Counter()
+    asked: dict[tuple[str, str], StartRequest] = {}
+    for request in starts.runs:
+        limit = request.task.queueing.limit
+        if limit is not None and limit.backlog is not None:
+            place = request.task.name, request.task.queueing.of(request.params) or ""
+            new[place] += 1
+            asked[place] = request
+    for (task, queue), number in new.items():
+        queueing, params = asked[task, queue].task.queueing, asked[task, queue].params
+        most = queueing.limit.backlog if queueing.limit is not None else None
+        assert most is not None
+        waiting = await key_counts.number_waiting(connection, task, queue, most + 1)
+        if waiting + number > most:
+            raise TooManyWaiting(
+                f"{task}: {waiting:,} runs of {queueing.words_of(params)} wait already "
+                f"(backlog={most})"
+            )
 
 
 def planned(
@@ -152,8 +176,9 @@ def _new(request: StartRequest, now: datetime, by: str | None, parent: str | Non
         "key": request.key,
         "parent": parent,
     }
+    queue = task.queueing.of(request.params)
     new = NewRun.queued(
-        task.name, request.slot, now, exclusive=task.exclusive, priority=task.priority, **asked
+        task.name, request.slot, now, exclusive=queue, priority=task.priority, **asked
     )
     at = now + timedelta(seconds=request.delay) if request.delay is not None else request.at
     if at is not None and at > now:

@@ -11,6 +11,7 @@ from typing import Any
 
 from batch_system.batch.ledger.states import How
 from batch_system.batch.tasks.declaration import LONGEST
+from batch_system.batch.tasks.limit import Queueing
 from batch_system.batch.tasks.registry import Task
 from batch_system.errors import InvalidParameters
 from batch_system.escaping import echoed
@@ -33,19 +34,19 @@ def is_instant(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Startable:
-    """The facts about a task that queueing a run needs. `source`: its file. `exclusive`: the queue
-    whose runs take lanes.
+    """The facts about a task that queueing a run needs. `source`: its file. `queueing`: in which
+    queue its runs are.
     """
 
     name: str
     source: str
-    exclusive: str | None
+    queueing: Queueing
     priority: int
 
     @classmethod
     def of(cls, task: Task) -> Startable:
         """The facts about a task that this process has loaded."""
-        return cls(task.name, task.source, task.exclusive, task.policies.priority)
+        return cls(task.name, task.source, task.queueing, task.policies.priority)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system import clock
 from batch_system.batch.firing.misfires import INSTANT
-from batch_system.batch.ledger import buckets, database_time, json_rows, maintenance, merges
+from batch_system.batch.ledger import (
+    buckets,
+    database_time,
+    json_rows,
+    limit_numbers,
+    maintenance,
+    merges,
+    rates,
+)
 from batch_system.batch.ledger.incidents import incidents, outbox
 from batch_system.batch.ledger.people import access, audit, previews
 from batch_system.batch.ledger.schedules import lock_tasks
@@ -304,6 +312,8 @@ class Pruner:
             await maintenance.prune(connection, before)
             await previews.prune(connection, now)
             await merges.prune(connection, now - merges.KEPT, now - timedelta(days=self._keep.days))
+            await rates.prune(connection, now)
+            await limit_numbers.prune(connection, now)
             await buckets.prune(connection, now)
             await incidents.prune(connection, before)
             await outbox.prune(connection, now - conditions.KEEP_MESSAGES)

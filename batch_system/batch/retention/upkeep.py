@@ -5,10 +5,13 @@ execute.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 
 from sqlalchemy.exc import DBAPIError
 
+from batch_system import clock
+from batch_system.batch.queue import left_queues
 from batch_system.batch.queue.unserved import (
     REASON,
     REASON_OF_PARTS,
@@ -29,6 +32,8 @@ FIRST_SECONDS = 600.0
 """The wait between the start of the service, which has other work then, and the first upkeep."""
 
 EVERY_SECONDS = 3600.0
+REJOIN_SECONDS = 60.0
+"""How often runs are looked for whose task has lost its limit."""
 
 
 class Upkeep(Background):
@@ -48,17 +53,30 @@ class Upkeep(Background):
         self._first = first
 
     async def _loop(self) -> None:
-        await asyncio.sleep(self._first)
+        due_at = clock.monotonic() + self._first
         while True:
-            try:
-                async with self.limited_turn():
-                    await self._fail_and_prune()
-            except (DBAPIError, DatabaseError, OSError) as error:
-                cause = troubles.cause_of(error, self._ledger.kind)
-                logger.warning(f"the upkeep stopped, the next one is in an hour: {cause}")
-            except Exception:  # the background loop's boundary
-                logger.exception("the upkeep failed")
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(min(REJOIN_SECONDS, max(0.0, due_at - clock.monotonic())))
+            await self._turn(self._rejoin, "in a minute")
+            if clock.monotonic() >= due_at:
+                due_at = clock.monotonic() + EVERY_SECONDS
+                await self._turn(self._fail_and_prune, "in an hour")
+
+    async def _turn(self, work: Callable[[], Awaitable[None]], again: str) -> None:
+        try:
+            async with self.limited_turn():
+                await work()
+        except (DBAPIError, DatabaseError, OSError) as error:
+            cause = troubles.cause_of(error, self._ledger.kind)
+            logger.warning(f"the upkeep stopped, the next one is {again}: {cause}")
+        except Exception:  # the background loop's boundary
+            logger.exception("the upkeep failed")
+
+    async def _rejoin(self) -> None:
+        moved: Counter[str] = Counter()
+        while some := await left_queues.rejoin(self._ledger, self._tasks):
+            moved += some
+        for task, number in moved.items():
+            logger.info(f"{number:,} runs of task {task}, which has no limit now, joined its queue")
 
     async def _fail_and_prune(self) -> None:
         for task, number in (await fail_unserved(self._ledger)).items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, overload
 from batch_system.batch.tasks.after import After
 from batch_system.batch.tasks.calendars import Calendar, Holidays
 from batch_system.batch.tasks.declaration import Alerts, Missed, MissedPolicy, OverlapPolicy, Retry
+from batch_system.batch.tasks.limit import Limit, Rate
 from batch_system.settings.pools import DEFAULT_POOL
 
 MYPY = False
@@ -52,6 +53,10 @@ class BaseTask(ABC):
           lets it wait for the end of that run, "allow" starts it, "replace" cancels that run.
       max_running: How many runs of the task may run at once, on all nodes together. None stands
           for one, or with overlap = "allow" for any number.
+      limit: How many runs may run at once, such as Limit(2, key="tenant"): two for each value of
+          the parameter `tenant`. Slots are not skipped then, as with overlap = "allow".
+      rate: How many runs may begin within a period, such as Rate(10, per=60, key="tenant"): ten in
+          a minute for each value of `tenant`. Slots wait for it.
       max_waiting: How many slots may wait with overlap = "wait"; further slots are skipped.
       missed: What happens to slots that came due while no service ran.
       rerun: Whether a run goes on in a new attempt after its process stopped or was lost; False
@@ -116,6 +121,8 @@ class BaseTask(ABC):
     rerun: ClassVar[bool] = True
     max_running: ClassVar[int | None] = None
     max_waiting: ClassVar[int] = 1
+    limit: ClassVar[Limit | None] = None
+    rate: ClassVar[Rate | None] = None
     priority: ClassVar[int] = 0
     pool: ClassVar[str] = DEFAULT_POOL
     memory: ClassVar[str | int | None] = None

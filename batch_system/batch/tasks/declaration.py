@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from batch_system import failures
+from batch_system.batch.tasks import limit as limits
+from batch_system.batch.tasks.limit import Limit, Rate
 from batch_system.errors import BatchError, InvalidTask
 from batch_system.escaping import echoed
 from batch_system.settings.pools import DEFAULT_POOL, POOL_NAME, POOL_NAME_ALLOWED
@@ -170,6 +172,8 @@ class Policies:
     rerun: bool = True
     pool: str = DEFAULT_POOL
     memory: int | None = None
+    limit: Limit | None = None
+    rate: Rate | None = None
 
     @classmethod
     def of(cls, task: type[Any]) -> Policies:
@@ -196,6 +200,10 @@ class Policies:
         check(valid, "pool", task.pool, f"{POOL_NAME_ALLOWED}")
         given = {field.name: getattr(task, field.name) for field in fields(cls)}
         checked = {"timeout": timeout, "missed": missed, "memory": _bytes_of(task.memory)}
+        if task.limit is not None or task.rate is not None:
+            checked["overlap"] = "allow"
+        if task.rate is not None and task.limit is None:
+            checked["limit"] = Limit(limits.MOST, task.rate.key, task.rate.name)
         return cls(**given | checked)
 
     def as_json(self) -> dict[str, Any]:
@@ -204,7 +212,10 @@ class Policies:
         """
         retry = {**fields_of(self.retry), "on": [t.__qualname__ for t in self.retry.on]}
         missed = {**fields_of(self.missed), "max_age": self.missed.max_age.total_seconds()}
-        return {**fields_of(self), "retry": retry, "missed": missed}
+        values = {**fields_of(self), "retry": retry, "missed": missed}
+        limit, rate = values.pop("limit"), values.pop("rate")
+        values |= {} if limit is None else {"limit": fields_of(limit.plain)}
+        return values if rate is None else {**values, "rate": fields_of(rate)}
 
 
 @dataclass(frozen=True)
@@ -558,6 +569,16 @@ def _check_overlap(task: type[Any]) -> None:
     check(
         waiting == 1 or task.overlap == "wait", "max_waiting", waiting, "1, unless overlap = 'wait'"
     )
+    limit, rate = task.limit, task.rate
+    check(limit is None or isinstance(limit, Limit), "limit", limit, "a Limit(…), or None")
+    check(rate is None or isinstance(rate, Rate), "rate", rate, "a Rate(…), or None")
+    if limit is not None or rate is not None:
+        which = "limit" if limit is not None else "rate"
+        check(running is None, "max_running", running, f"None for a task with a {which}")
+        valid = task.overlap in ("skip", "allow")
+        check(valid, "overlap", task.overlap, f"'allow', which a {which} implies")
+    if limit is not None and rate is not None:
+        rate.check_with(limit)
 
 
 def tags_of(task: type[Any]) -> tuple[str, ...]:

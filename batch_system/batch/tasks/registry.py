@@ -32,6 +32,7 @@ from batch_system.batch.tasks.declaration import (
     static,
     tags_of,
 )
+from batch_system.batch.tasks.limit import Queueing
 from batch_system.batch.tasks.parameters import Parameters
 from batch_system.batch.tasks.partitioned_task import PartitionedTask
 from batch_system.batch.tasks.partitions import Partition
@@ -43,6 +44,8 @@ from batch_system.batch.tasks.task_schedule import (
 )
 from batch_system.errors import InvalidTask, UnknownTask
 from batch_system.escaping import echoed
+from batch_system.redaction import Redaction
+from batch_system.settings.reading import get_settings
 
 T = TypeVar("T", bound=BaseTask)
 R = TypeVar("R")
@@ -107,6 +110,15 @@ class Task:
         )
 
     @property
+    def queueing(self) -> Queueing:
+        """In which queue each of its runs is."""
+        limit = self.policies.limit
+        if limit is None:
+            return Queueing(self.name, self.exclusive)
+        default = self.parameters.defaults().get(limit.key) if limit.key is not None else None
+        return Queueing(self.name, None, limit.plain, default, self.policies.rate)
+
+    @property
     def queue_of_parts(self) -> str:
         """The name of the queue whose lanes the parts of its runs take."""
         return self.name + OF_PARTS
@@ -114,7 +126,8 @@ class Task:
     @property
     def lanes(self) -> int:
         """How many runs of the queue may run at once."""
-        return self.policies.max_running or 1
+        limit = self.policies.limit
+        return limit.usual if limit is not None else self.policies.max_running or 1
 
     def read_schedule(self) -> Schedule | None:
         """Read the schedule from a new instance. Raises InvalidTask, which names the class and its
@@ -314,6 +327,7 @@ def _task_of(cls: type[BaseTask]) -> Task:
             "except_on is set, but the class has no schedule; allowed: with a schedule of its own"
         )
     policies, monitoring = _declared(cls, parameters.takes_slot)
+    _check_key(cls, policies, parameters)
     return Task(
         cls=cls,
         name=name,
@@ -336,6 +350,24 @@ def _task_of(cls: type[BaseTask]) -> Task:
         after=after,
         partition=partition,
     )
+
+
+def _check_key(cls: type[BaseTask], policies: Policies, parameters: Parameters) -> None:
+    """Raise InvalidTask if the key of the limit or rate is no parameter that all may see."""
+    key = policies.limit.key if policies.limit is not None else None
+    if key is None:
+        return
+    if key not in parameters.names:
+        which = "Limit" if cls.limit is not None else "Rate"
+        raise InvalidTask(
+            f"{which}(key) is {key!r}, which is no parameter of run(); allowed: "
+            f"{', '.join(parameters.names) or 'none, because run() has no parameters'}"
+        )
+    if Redaction.of(get_settings().BATCH_SECRET_WORDS).is_secret(key):
+        raise InvalidTask(
+            f"the key of the limit or rate is {key!r}, which is secret by BATCH_SECRET_WORDS, and "
+            "the names of queues show its values; allowed: another parameter"
+        )
 
 
 def _declared(cls: type[BaseTask], takes_slot: bool) -> tuple[Policies, Monitoring]:

@@ -43,6 +43,7 @@ _KINDS = (
     IncidentKind.FILES,
     IncidentKind.PAUSED,
     IncidentKind.POOL,
+    IncidentKind.LIMIT,
     *_OF_FIRING,
 )
 """Kinds of incidents that need a person besides failed runs and alarms."""

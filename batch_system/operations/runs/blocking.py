@@ -76,6 +76,12 @@ def blocker_in_words(blocker: Blocker) -> str:
         return f"no node of its pool {blocker.pool} executes its runs"
     if blocker.kind == "run":
         return f"for run {blocker.run} of the same task"
+    if blocker.kind == "limit":
+        return f"{blocker.running} of {blocker.limit} of {blocker.key or 'its key'} are running"
+    if blocker.kind == "rate" and blocker.per is not None:
+        begun = f"{blocker.running} of {blocker.limit} of {blocker.key or 'its key'} have begun"
+        next_at = f"; the next may begin at {utc(blocker.at)}" if blocker.at is not None else ""
+        return f"{begun} within {blocker.per:,g} seconds{next_at}"
     longest = f"; the longest run is {blocker.run} of {blocker.task}" if blocker.run else ""
     return f"for room: all services are busy{longest}"
 

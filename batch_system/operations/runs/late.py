@@ -19,10 +19,13 @@ from batch_system.batch.incidents.watched import WatchedTask, watched_tasks
 from batch_system.batch.ledger import database_time, pools, queue_rows
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
+from batch_system.batch.ledger.tasks import SECRET_TAG
+from batch_system.batch.tasks.limit import Queueing
 from batch_system.database import sql
 from batch_system.errors import UnknownRun
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.results import Node
+from batch_system.operations.runs import limit_blockers
 from batch_system.operations.runs.awaited import awaited, blocked_runs
 from batch_system.operations.runs.read import run_of
 from batch_system.operations.runs.waiting import Blocker, LateRun, Waiting
@@ -78,15 +81,19 @@ class Present:
     """The present state, from which blockers are found.
 
     `paused`: who has paused each task, by its name. `in_vain`: the pool of each task whose runs no
-    node executes.
+    node executes. `limits`: the queueing of each task with a limit. `secret`: those of
+    these whose keys nobody sees.
     """
 
+    connection: AsyncConnection
     now: datetime
     running: Mapping[str, Sequence[Row[Any]]]
     usual: UsualDurations
     paused: Mapping[str, str]
     in_vain: Mapping[str, str]
     nodes: Sequence[Node]
+    limits: Mapping[str, Queueing]
+    secret: frozenset[str]
 
 
 async def late_runs(
@@ -153,7 +160,18 @@ async def _present(connection: AsyncConnection, living: Sequence[Node], now: dat
     is_paused = select(tasks.c.name, tasks.c.paused_by).where(tasks.c.paused_at.is_not(None))
     paused = {row.name: row.paused_by or "somebody" for row in await connection.execute(is_paused)}
     in_vain = {each.task: each.pool for each in await pools.in_vain(connection, now)}
-    return Present(now, running, UsualDurations(connection, now), paused, in_vain, living)
+    has_limit = select(tasks.c.name, tasks.c.policies, tasks.c.tags).where(
+        tasks.c.queue.is_not(None)
+    )
+    limits, secret = {}, set()
+    for row in await connection.execute(has_limit):
+        limits[row.name] = Queueing.of_policies(row.name, row.policies)
+        if isinstance(row.tags, list) and SECRET_TAG in row.tags:
+            secret.add(row.name)
+    usual = UsualDurations(connection, now)
+    return Present(
+        connection, now, running, usual, paused, in_vain, living, limits, frozenset(secret)
+    )
 
 
 @cache
@@ -249,7 +267,7 @@ def _eta(run: Row[Any], usual: Durations, now: datetime) -> datetime | None:
 
 
 async def _waits(run: Row[Any], present: Present) -> LateRun:
-    blocker = _blocker(run, present)
+    blocker = await _blocker(run, present)
     eta = None
     if blocker is not None and blocker.kind == "run":
         first = next(each for each in present.running[run.task] if each.id == blocker.run)
@@ -272,7 +290,7 @@ async def _waits(run: Row[Any], present: Present) -> LateRun:
     )
 
 
-def _blocker(run: Row[Any], present: Present) -> Blocker | None:
+async def _blocker(run: Row[Any], present: Present) -> Blocker | None:
     """The first thing that holds a waiting run."""
     if (by := present.paused.get(run.task)) is not None:
         return Blocker(kind="paused", by=by, task=run.task)
@@ -280,7 +298,18 @@ def _blocker(run: Row[Any], present: Present) -> Blocker | None:
         return Blocker(kind="unserved", task=run.task)
     if (pool := present.in_vain.get(run.task)) is not None:
         return Blocker(kind="pool", task=run.task, pool=pool)
-    if run.exclusive is not None and (its := present.running.get(run.task)):
+    if (queueing := present.limits.get(run.task)) is not None:
+        held = await limit_blockers.blocker_of(
+            present.connection,
+            run,
+            queueing,
+            present.running,
+            present.now,
+            is_secret=run.task in present.secret,
+        )
+        if held is not None:
+            return held
+    elif run.exclusive is not None and (its := present.running.get(run.task)):
         return Blocker(kind="run", run=its[0].id, task=run.task)
     if run.due_at > present.now - SOON:  # the next poll of a service that has room starts it
         return None

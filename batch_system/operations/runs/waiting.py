@@ -28,18 +28,29 @@ class Blocker(Result):
 
     Attributes:
         kind: paused, unserved (no service has the task), pool (no node of its `pool` has the task),
-            run (of the same task), room (all nodes are busy), or slot (of another task, which the
-            run comes after).
+            run (of the same task), limit (as many runs of its key, or of all keys, are running as
+            the limit of its task allows), rate (as many have begun as the rate of its task allows),
+            room (all nodes are busy), or slot (of another task, which the run comes after).
+        running: How many runs of its key are running; for a rate, how many have begun.
+        limit: How many may.
+        per: For a rate, the seconds of its period.
+        at: For a rate, when the next may begin.
+        key: Such as "tenant=acme"; None if it is hidden.
         state: Of the run in the way, if it is one of a slot.
         reason: Why the slot has no run, if that is known.
         cause: What is in the way at the beginning of the chain, if the slot waits itself.
     """
 
-    kind: Literal["paused", "unserved", "pool", "run", "room", "slot"]
+    kind: Literal["paused", "unserved", "pool", "run", "limit", "rate", "room", "slot"]
     by: str | None = None
     run: str | None = None
     task: str | None = None
     pool: str | None = None
+    running: int | None = None
+    limit: int | None = None
+    per: float | None = None
+    at: datetime | None = None
+    key: str | None = None
     state: str | None = None
     reason: str | None = None
     cause: InTheWay | None = None

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system.batch.execution.run_here import checked_parameters
 from batch_system.batch.ledger import tasks as task_rows
 from batch_system.batch.queue.enqueue import Startable
+from batch_system.batch.tasks.limit import Queueing
 from batch_system.batch.tasks.parameters import SLOT, TOO_DEEP, refused
 from batch_system.batch.tasks.registry import Task
 from batch_system.errors import InvalidParameters, NoLedger, UnknownTask
@@ -53,17 +54,16 @@ async def startable_task(connection: AsyncConnection, context: Context, name: st
     if loaded is not None:
         priority = loaded.policies.priority
         return StartableTask(
-            name, loaded.source, loaded.exclusive, priority, loaded, None, context.redaction
+            name, loaded.source, loaded.queueing, priority, loaded, None, context.redaction
         )
     row = await task_rows.get(connection, name)
     if row is None or row["removed_at"] is not None:
         raise await unknown_task(connection, context, name)
     policies = row["policies"] if isinstance(row["policies"], Mapping) else {}
-    is_unlimited = policies.get("overlap") == "allow" and policies.get("max_running") is None
     schema = row["parameters"] if isinstance(row["parameters"], Mapping) else None
     priority = given if isinstance(given := policies.get("priority"), int) else 0
-    exclusive = None if is_unlimited else name
-    return StartableTask(name, row["source"], exclusive, priority, None, schema, context.redaction)
+    queueing = Queueing.of_policies(name, policies)
+    return StartableTask(name, row["source"], queueing, priority, None, schema, context.redaction)
 
 
 async def mistakes_in(context: Context, name: str, given: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,98 @@
+"""How many runs of each key of a limit are running, and how many wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Column, Integer
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TextualSelect
+
+from batch_system.batch.ledger import json_rows
+from batch_system.batch.ledger.tables import HOLDS_LANE_SQL, READY_SQL, runs
+from batch_system.database import sql
+
+MOST_COUNTED = 1_000
+"""Waiting runs of a key are counted up to this number."""
+
+
+async def running(connection: AsyncConnection, prefix: str, after: str, most: int) -> list[str]:
+    """The queues of a limit behind `after` in which runs are running. `prefix`: as the names of its
+    queues begin, up to and with the bracket.
+    """
+    # Which names follow each other is a matter of the database's collation.
+    values = {"after": after, "prefix": prefix, "length": len(prefix), "most": most}
+    return list((await connection.execute(_RUNNING, values)).scalars())
+
+
+_RUNNING = sql.statement(
+    f"SELECT DISTINCT exclusive FROM batch_runs WHERE {HOLDS_LANE_SQL} AND exclusive > :after "
+    "AND substr(exclusive, 1, :length) = :prefix ORDER BY exclusive LIMIT :most",
+    length=Integer(),
+    most=Integer(),
+).columns(runs.c.exclusive)
+
+
+async def number_running(connection: AsyncConnection, prefix: str, most: int) -> int:
+    """How many runs of a limit are running, over all its keys, counted up to `most`."""
+    values = {"prefix": prefix, "length": len(prefix), "most": most}
+    return int((await connection.execute(_ALL_RUNNING, values)).scalar_one())
+
+
+# In the order of the index, PostgreSQL skips the entries of runs that have ended.
+_ALL_RUNNING = sql.statement(
+    "SELECT count(*) FROM (SELECT exclusive FROM batch_runs "
+    f"WHERE {HOLDS_LANE_SQL} AND exclusive IS NOT NULL "
+    "AND substr(exclusive, 1, :length) = :prefix ORDER BY exclusive LIMIT :most) AS w",
+    length=Integer(),
+    most=Integer(),
+)
+
+
+async def number_waiting(connection: AsyncConnection, task: str, queue: str, most: int) -> int:
+    """How many runs of a queue wait, counted up to `most`."""
+    values = {"task": task, "queue": queue, "most": most}
+    return int((await connection.execute(_WAITING, values)).scalar_one())
+
+
+_WAITING = sql.statement(
+    "SELECT count(*) FROM (SELECT q.id FROM batch_runs q WHERE q.task = :task "
+    f"AND q.exclusive = :queue AND {READY_SQL} LIMIT :most) AS w",
+    most=Integer(),
+)
+
+
+async def counted(connection: AsyncConnection, task: str, queues: Sequence[str]) -> Sequence[Any]:
+    """For each of these queues its name (`queue`), the numbers `running` and `waiting`, since when
+    one of the latter could have started (`oldest`), and the parameters of one of its runs
+    (`params`).
+    """
+    kind = connection.dialect.name
+    rows = json_rows.encode([{"task": task, "exclusive": queue} for queue in queues], kind)
+    return (await connection.execute(_counts(kind), {"rows": rows})).all()
+
+
+@cache
+def _counts(kind: str) -> TextualSelect:
+    of_queue = "FROM batch_runs q WHERE q.task = v.task AND q.exclusive = v.exclusive"
+    ready = f"SELECT q.due_at {of_queue} AND {READY_SQL} LIMIT {MOST_COUNTED}"
+    holding = f"FROM batch_runs q WHERE q.exclusive = v.exclusive AND {HOLDS_LANE_SQL}"
+    statement = sql.statement(
+        "SELECT v.exclusive AS queue, "
+        f"(SELECT count(*) {holding}) AS running, "
+        f"(SELECT count(*) FROM ({ready}) AS w) AS waiting, "
+        f"(SELECT min(w.due_at) FROM ({ready}) AS w) AS oldest, "
+        f"coalesce((SELECT q.params {holding} LIMIT 1), "
+        f"(SELECT q.params {of_queue} AND {READY_SQL} LIMIT 1)) AS params "
+        f"FROM {json_rows.source([runs.c.task, runs.c.exclusive], kind)} ORDER BY v.exclusive"
+    )
+    columns = [
+        Column("queue", runs.c.exclusive.type),
+        Column("running", Integer),
+        Column("waiting", Integer),
+        Column("oldest", runs.c.due_at.type),
+        Column("params", runs.c.params.type),
+    ]
+    return statement.columns(*columns)

@@ -1,0 +1,347 @@
+"""Turns: in which order the keys of limits are served.
+
+A task with a limit has a queue for each value of the limit's parameter. A look at the ledger goes
+from queue to queue through the index, and begins behind the queue that was served last, so that no
+key waits for the runs of a key that has many.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import repeat, zip_longest
+from math import ceil
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from batch_system.batch.ledger import key_counts, limit_numbers, rates
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.queue.concurrency import Head, free_lanes
+from batch_system.batch.queue.key_queues import Queue, read_queues
+from batch_system.batch.tasks.limit import Limit, Queueing
+
+MOST_QUEUES = 500
+"""How many queues a look reads at once."""
+LEAST_QUEUES = 20
+"""How many of each task at least."""
+MOST_LOOKS = 4
+"""How many times so many queues are read while nothing can start in those before."""
+
+
+class Turns:
+    """Which queue was served last, by the name of the task. A node has one, and forgets it with its
+    process.
+    """
+
+    are_locked = False
+    """Whether another node claimed runs of a limit with a total, or of a rate, during the last
+    look.
+    """
+
+    def __init__(self) -> None:
+        self._served: dict[str, str] = {}
+        self.places: dict[str, list[int]] = {}
+        """The free places of the rates that the last look has read, by bucket."""
+        self.numbers: dict[str, int] = {}
+        """How many queues of each task the last look has read."""
+
+    def after(self, task: str) -> str:
+        """The queue behind which the next look at this task begins."""
+        return self._served.get(task, "")
+
+    def skip(self, task: str, queue: str) -> None:
+        """Go on behind this queue, because nothing can start in those up to it."""
+        self._served[task] = queue
+
+    def serve(self, heads: Iterable[Head]) -> None:
+        """Remember that these runs begin. They are in the order of their turns."""
+        for head in heads:
+            if head.exclusive is not None:
+                self._served.pop(head.task, None)
+                self._served[head.task] = head.exclusive
+
+    def in_order(self, tasks: Iterable[str]) -> list[str]:
+        """These tasks, those first that were served longest ago: they may share a limit."""
+        places = {task: place for place, task in enumerate(self._served)}
+        return sorted(tasks, key=lambda task: places.get(task, -1))
+
+
+def sizes(most: int, tasks: int) -> Iterator[int]:
+    """How many queues of each task the looks read, one after the other, for `most` runs to
+    start.
+    """
+    for queues in (min(most, MOST_QUEUES), *repeat(MOST_QUEUES, MOST_LOOKS - 1)):
+        yield max(LEAST_QUEUES, queues // tasks)
+
+
+async def heads_in_turn(
+    connection: AsyncConnection,
+    limited: Iterable[Queueing],
+    now: datetime,
+    retries: bool,
+    most: int,
+    turns: Turns,
+    locks: bool,
+) -> list[Head]:
+    """The runs of tasks with a limit that may start now: key by key, in the order of their turns.
+    `locks`: the caller claims them in this transaction.
+    """
+    queueings = {each.task: each for each in limited}
+    room = await _room_of_totals(connection, queueings.values(), turns, locks)
+    turns.places = {}
+    found: dict[str, list[Head]] = {}
+    given: dict[str, list[int]] = defaultdict(list)
+    """The lanes of queues, which tasks may share."""
+    given_places: Counter[str] = Counter()
+    chosen: set[str] = set()
+    left = dict.fromkeys(
+        task for task in turns.in_order(queueings) if room.get(queueings[task].prefix, 1)
+    )
+    for task in [task for task in left if queueings[task].has_one_bucket]:
+        await _read_places(connection, queueings[task], [""], now, turns, locks)
+        if not turns.places[queueings[task].bucket_of("")]:
+            del left[task]
+    windows = Windows(connection, turns, now, retries)
+    found = {task: [] for task in left}
+    for size in sizes(most, len(left)) if left else ():
+        for task, queues in (await windows.following(left, size, most)).items():
+            its = queueings[task]
+            in_order = await _of_window(connection, its, queues, given, chosen)
+            if its.rate is not None:
+                names = [head.exclusive or "" for head in in_order]
+                await _read_places(connection, its, names, now, turns, locks)
+                in_order = _within_rate(in_order, its, turns, given_places)
+            of_window = _within(in_order[: most - len(found[task])], room, its.prefix)
+            for head in of_window:
+                given[head.exclusive or ""].append(head.lane)
+            chosen |= {head.id for head in of_window}
+            found[task] += of_window
+            if len(found[task]) == most or len(queues) < size:
+                del left[task]
+            if not found[task] and queues:
+                turns.skip(task, queues[-1].name)
+        if not left:
+            break
+    return [head for each in zip_longest(*found.values()) for head in each if head is not None]
+
+
+class Windows:
+    """The queues that one look reads, a window of each task after the other."""
+
+    def __init__(
+        self, connection: AsyncConnection, turns: Turns, now: datetime, retries: bool
+    ) -> None:
+        self._connection = connection
+        self._turns = turns
+        self._now = now
+        self._retries = retries
+        self._after: dict[str, str] = {}
+
+    async def following(
+        self, tasks: Collection[str], size: int, most: int
+    ) -> dict[str, list[Queue]]:
+        """The next `size` queues of each task with their first runs: at first behind the queue that
+        was served last, and from the first one on where none follows.
+        """
+        # Tasks that have few queues have to fill the room with the runs of those.
+        number = min(self._turns.numbers.get(task, 1) for task in tasks)
+        each = most / size if number >= size else 2 * most / number
+        values: dict[str, Any] = {"size": size, "each": min(most, ceil(each))}
+        values |= {"now": self._now} if self._retries else {}
+        after = {task: self._after.get(task, self._turns.after(task)) for task in tasks}
+        found = await read_queues(self._connection, after, values, self._retries)
+        missing = {task: "" for task in tasks if len(found[task]) < size and after[task]}
+        if missing:
+            first = await read_queues(self._connection, missing, values, self._retries)
+            for task, queues in first.items():
+                known = {queue.name for queue in found[task]}
+                found[task] += [queue for queue in queues if queue.name not in known]
+                del found[task][size:]
+        for task, queues in found.items():
+            self._turns.numbers[task] = max(1, len(queues))
+            if queues:
+                self._after[task] = queues[-1].name
+        return found
+
+
+async def _of_window(
+    connection: AsyncConnection,
+    queueing: Queueing,
+    queues: Sequence[Queue],
+    given: Mapping[str, Sequence[int]],
+    chosen: Collection[str],
+) -> list[Head]:
+    """The runs of these queues that have a lane, the first of each queue before the second of any.
+    `given`: the lanes that this look has given away. `chosen`: the ids of the runs that have got
+    them.
+    """
+    assert queueing.limit is not None
+    numbers = await numbers_of(connection, queueing.limit, [queue.name for queue in queues])
+    of_queues = []
+    for queue in queues:
+        free = free_lanes(numbers[queue.name], {*queue.taken, *given.get(queue.name, ())})
+        own = []
+        for head in queue.heads:
+            if head.id in chosen:
+                continue
+            if goes_on(head):
+                own.append(head)  # it keeps its lane
+            elif free:
+                own.append(replace(head, lane=free.pop(0)))
+        of_queues.append(own)
+    rounds = zip_longest(*of_queues)
+    return [head for each in rounds for head in each if head is not None]
+
+
+async def numbers_of(
+    connection: AsyncConnection, limit: Limit, queues: Collection[str]
+) -> dict[str, int]:
+    """How many runs of each of these queues of a limit may run at once. Without a function, it asks
+    the ledger nothing.
+    """
+    numbers = dict.fromkeys(queues, limit.usual)
+    if limit.is_dynamic and queues:
+        numbers |= await limit_numbers.known(connection, queues)
+    return numbers
+
+
+async def _room_of_totals(
+    connection: AsyncConnection, limited: Iterable[Queueing], turns: Turns, locks: bool
+) -> dict[str, int]:
+    """How many runs of each limit with a total may start, by the prefix of its queues.
+
+    A unique index can't count over several keys. So whoever claims such runs on PostgreSQL locks
+    the limit until the commit; what another node has locked is left for the next look. On SQLite
+    there is one writer at a time.
+    """
+    turns.are_locked = False
+    room: dict[str, int] = {}
+    for each in sorted(limited, key=lambda each: each.prefix):
+        if each.limit is None or each.limit.total is None or each.prefix in room:
+            continue
+        if locks and not await _lock(connection, each.prefix):
+            turns.are_locked = True
+            room[each.prefix] = 0
+        else:
+            total = each.limit.total
+            running = await key_counts.number_running(connection, each.prefix, total)
+            room[each.prefix] = total - running
+    return room
+
+
+async def _lock(connection: AsyncConnection, prefix: str) -> bool:
+    if connection.dialect.name != "postgresql":
+        return True
+    # A process that is frozen now would keep the lock.
+    is_mine = text(
+        "SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0)) "
+        "FROM set_config('idle_in_transaction_session_timeout', '2s', true)"
+    )
+    return bool((await connection.execute(is_mine, {"name": f"batch limit {prefix}"})).scalar())
+
+
+async def _read_places(
+    connection: AsyncConnection,
+    queueing: Queueing,
+    queues: Iterable[str],
+    now: datetime,
+    turns: Turns,
+    locks: bool,
+) -> None:
+    """Read the free places of the rate that these queues count for, unless this look has."""
+    assert queueing.rate is not None
+    buckets = {queueing.bucket_of(queue) for queue in queues} - turns.places.keys()
+    if buckets:
+        numbers = dict.fromkeys(buckets, queueing.rate.number)
+        found = await rates.places(connection, numbers, now, locks)
+        turns.are_locked |= bool(found.locked)
+        turns.places |= {bucket: found.free.get(bucket, []) for bucket in buckets}
+
+
+def _within_rate(
+    heads: Iterable[Head], queueing: Queueing, turns: Turns, given: Counter[str]
+) -> list[Head]:
+    """Those for which the rate has a place. `given`: how many places of each bucket this look has
+    given away, which tasks may share.
+    """
+    chosen = []
+    for head in heads:
+        if counts_for_rate(head):
+            bucket = queueing.bucket_of(head.exclusive or "")
+            if given[bucket] >= len(turns.places[bucket]):
+                continue
+            given[bucket] += 1
+        chosen.append(head)
+    return chosen
+
+
+async def take_places(
+    connection: AsyncConnection, begun: Iterable[tuple[Head, Queueing]], turns: Turns, now: datetime
+) -> None:
+    """Take the places of the runs that begin at `now`, which the last look has found."""
+    taken = [
+        (bucket, turns.places[bucket].pop(0), queueing.rate.per)
+        for head, queueing in begun
+        if queueing.rate is not None and counts_for_rate(head)
+        for bucket in [queueing.bucket_of(head.exclusive or "")]
+    ]
+    await rates.take(connection, taken, now)
+
+
+async def take_place(
+    connection: AsyncConnection, queueing: Queueing, queue: str | None, now: datetime
+) -> bool:
+    """Take a place of the rate for one run of this queue, which begins at `now`, if the task has a
+    rate. Returns False if none is free.
+    """
+    if queueing.rate is None:
+        return True
+    bucket = queueing.bucket_of(queue or "")
+    found = await rates.places(connection, {bucket: queueing.rate.number}, now, locks=True)
+    free = found.free.get(bucket)
+    if not free:
+        return False
+    await rates.take(connection, [(bucket, free[0], queueing.rate.per)], now)
+    return True
+
+
+def goes_on(head: Head) -> bool:
+    """Whether a run goes on after its parts. It has a lane already."""
+    return (head.state, head.rank) == (RunState.QUEUED, Rank.JOINING)
+
+
+def counts_for_rate(head: Head) -> bool:
+    """Whether a new attempt begins. Runs that go on keep their attempt."""
+    return not goes_on(head) and head.state != RunState.INTERRUPTED
+
+
+def _within(heads: Sequence[Head], room: dict[str, int], prefix: str) -> list[Head]:
+    """Those for which the total has room. Runs that go on after their parts have a lane already."""
+    if prefix not in room:
+        return list(heads)
+    chosen = []
+    for head in heads:
+        if not goes_on(head):
+            if room[prefix] < 1:
+                continue
+            room[prefix] -= 1
+        chosen.append(head)
+    return chosen
+
+
+def together(others: Sequence[Head], limited: Sequence[Head], most: int) -> list[Head]:
+    """The first `most` of both. Larger priorities go first; with equal ones, the runs of tasks with
+    a limit get half of the room, or what the others leave.
+    """
+    chosen: list[Head] = []
+    for priority in sorted({head.priority for head in (*others, *limited)}, reverse=True):
+        room = most - len(chosen)
+        theirs = [head for head in others if head.priority == priority]
+        own = [head for head in limited if head.priority == priority]
+        own = own[: max(room // 2, room - len(theirs))]
+        chosen += theirs[: room - len(own)] + own
+    return chosen
