@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from batch_system import clock
+from batch_system import Limit, Rate, clock
 from batch_system.batch.context.lease import Lease, SharedLease
 from batch_system.batch.execution.ending import Ending
 from batch_system.batch.ledger.runs import Claimed
@@ -22,6 +22,7 @@ from batch_system.batch.pools import child_json, frames
 from batch_system.batch.pools.exit_reasons import exit_error, memory_error
 from batch_system.batch.pools.output import Lines
 from batch_system.batch.queue.requests import Startable, StartRequest, Starts
+from batch_system.batch.tasks.limit import Queueing
 from batch_system.errors import DatabaseUnreachable, InvalidParameters, UnknownTask
 from batch_system.logs.log_lines import LONGEST_LINE
 from tests.batch.attempts import SLOT
@@ -133,10 +134,11 @@ def test_runs_and_endings_come_back_as_they_were() -> None:
     failed = Ending(RunState.RETRYING, "failed", "no", None, ValueError("no good"), 1.5, "1:ab")
     back = child_json.ending_from_json(child_json.ending_as_json(failed))
     assert (type(back.error).__name__, str(back.error), back.wait) == ("ValueError", "no good", 1.5)
-    request = StartRequest(Startable("a", "a.py", None, 5), {"b": 1}, "key", SLOT)
-    assert child_json.starts_from_json(child_json.starts_as_json(Starts((request,)))) == Starts(
-        (request,)
-    )
+    limited = Queueing("a", None, Limit(2, key="b", total=9), 1, Rate(3, per=60, key="b"))
+    for queueing in (Queueing("a", "a"), limited):
+        request = StartRequest(Startable("a", "a.py", queueing, 5), {"b": 1}, "key", SLOT)
+        starts = Starts((request,))
+        assert child_json.starts_from_json(child_json.starts_as_json(starts)) == starts
 
 
 def wrong_wait(values: dict[str, Any]) -> None:
