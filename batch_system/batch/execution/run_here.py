@@ -176,7 +176,7 @@ class ManualRun:
                 is_due = (
                     row["state"] in (RunState.RETRYING, RunState.QUEUED) and row["due_at"] <= now
                 )
-                claimed = await self._claim(connection, now) if is_due else []
+                claimed = await self._claim(connection, row, now) if is_due else []
             self._engine.launch(claimed, losses)
         if not claimed:
             seconds_left = (row["due_at"] - now).total_seconds()
@@ -184,23 +184,22 @@ class ManualRun:
                 min(RETRY_SECONDS, seconds_left) if seconds_left > 0 else RETRY_SECONDS
             )
 
-    async def _claim(self, connection: AsyncConnection, now: datetime) -> list[Claimed]:
-        """Claim the run. Returns an empty list if another run of the task is running, or a service
-        was first.
+    async def _claim(
+        self, connection: AsyncConnection, row: dict[str, Any], now: datetime
+    ) -> list[Claimed]:
+        """Claim the run. Returns an empty list if another run of the task is running, a service was
+        first, or the rate of the task is reached.
         """
-        row = await self._row()
         lane = await self._lane(connection, row["exclusive"])
         try:
             async with connection.begin_nested() as savepoint:
                 if row["state"] == RunState.RETRYING:
                     await self._take_place(connection, row["exclusive"], now)
-                claimed = await transitions.claim(
-                    connection, [self.id], self._node, now, {self.id: lane}
-                )
+                claimed = await self._claim_in_lanes(connection, {self.id: lane}, now)
                 if not claimed:
                     await savepoint.rollback()
                 return claimed
-        except (IntegrityError, _RateReached):
+        except _RateReached:
             return []
 
     async def _take_place(

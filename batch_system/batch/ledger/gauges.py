@@ -123,9 +123,8 @@ def _oldest_waiting() -> TextualSelect:
         for rank in queue_rows.RANKS
     )
     of_limits = (
-        f"SELECT (SELECT q.due_at FROM batch_runs q WHERE q.task = v.task AND {READY_SQL} "
-        f"AND {not_held('q')} ORDER BY q.created_at LIMIT (SELECT 1)) AS due_at FROM v "
-        f"WHERE {queue_rows.HAS_LIMIT}"
+        f"SELECT (SELECT q.due_at {queue_rows.READY_IN_ALL_QUEUES} "
+        f"ORDER BY q.created_at LIMIT (SELECT 1)) AS due_at FROM v WHERE {queue_rows.HAS_LIMIT}"
     )
     parts = f"{parts} UNION ALL {of_limits}"
     waiting = f"WITH v AS MATERIALIZED ({queue_rows.names(queue_rows.READY)})"

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import queue_rows
-from batch_system.batch.ledger.tables import HELD_SQL, READY_SQL, nodes, not_held, runs, tasks
+from batch_system.batch.ledger.tables import HELD_SQL, nodes, runs, tasks
 from batch_system.database import sql
 from batch_system.settings.pools import DEFAULT_POOL, NO_POOLS, Pool
 
@@ -128,8 +128,8 @@ _OF_QUEUE = " + ".join(
     for of in ("exclusive = v.task", "exclusive IS NULL")
 )
 _OF_LIMIT = (
-    f"(SELECT count(*) FROM (SELECT q.id FROM batch_runs q WHERE q.task = v.task AND {READY_SQL} "
-    f"AND {not_held('q')} LIMIT {MOST_COUNTED}) AS counted)"
+    f"(SELECT count(*) FROM (SELECT q.id {queue_rows.READY_IN_ALL_QUEUES} "
+    f"LIMIT {MOST_COUNTED}) AS counted)"
 )
 _NUMBER = f"CASE WHEN {queue_rows.HAS_LIMIT} THEN {_OF_LIMIT} ELSE {_OF_QUEUE} END"
 """SQL for the number of runs of the task `v.task` that may start at :now; with a limit, of those

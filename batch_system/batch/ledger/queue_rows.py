@@ -45,6 +45,8 @@ OF_SLOTS = (
 
 HAS_LIMIT = "EXISTS (SELECT 1 FROM batch_tasks t WHERE t.name = v.task AND t.queue IS NOT NULL)"
 """The condition that the task `v.task` has a limit, and so many queues."""
+READY_IN_ALL_QUEUES = f"FROM batch_runs q WHERE q.task = v.task AND {READY} AND {not_held('q')}"
+"""The waiting runs of the task `v.task` that no pause holds, in all its queues."""
 
 
 def names(condition: str, until_found: bool = False, of_pools: bool = False) -> str:

@@ -28,7 +28,7 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import json_rows
 from batch_system.batch.ledger.tables import ledger
-from batch_system.database import sql
+from batch_system.database import name_locks, sql
 from batch_system.database.types import UtcDateTime
 
 rates = Table(
@@ -66,12 +66,9 @@ async def places(
     writer at a time.
     """
     kind = connection.dialect.name
-    rows = json_rows.encode([{"bucket": bucket} for bucket in sorted(numbers)], kind)
-    locked: set[str] = set()
-    if locks and kind == "postgresql" and numbers:
-        for bucket, is_mine in await connection.execute(_LOCK, {"rows": rows}):
-            if not is_mine:
-                locked.add(bucket)
+    rows = json_rows.encode([{"bucket": bucket} for bucket in numbers], kind)
+    names = {f"batch rate {bucket}": bucket for bucket in numbers} if locks else {}
+    locked = {names[name] for name in await name_locks.held_elsewhere(connection, names)}
     taken: dict[str, set[int]] = {bucket: set() for bucket in numbers}
     for bucket, place in await connection.execute(_taken(kind), {"rows": rows, "now": now}):
         taken[bucket].add(place)
@@ -89,14 +86,6 @@ def free_places(number: int, taken: set[int]) -> list[int]:
     """
     untaken = [place for place in range(1, number + 1) if place not in taken]
     return untaken[: max(0, number - len(taken))]
-
-
-# A process that is frozen now would keep the locks.
-_LOCK = text(
-    "SELECT v.bucket, pg_try_advisory_xact_lock(hashtextextended('batch rate ' || v.bucket, 0)) "
-    "FROM (SELECT set_config('idle_in_transaction_session_timeout', '2s', true)) AS s, "
-    "jsonb_to_recordset(CAST(:rows AS jsonb)) AS v(bucket text)"
-)
 
 
 @cache

@@ -10,10 +10,9 @@ For other tasks, claiming.py reads one index entry.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Boolean, Column, Integer, text
@@ -62,7 +61,6 @@ class Head:
         return -self.priority, self.rank, self.due_at, self.id
 
 
-NONE_GIVEN: Mapping[str, Collection[int]] = MappingProxyType({})
 HEAD_COLUMNS = [
     runs.c[name] for name in ("id", "task", "priority", "rank", "due_at", "state", "exclusive")
 ]
@@ -122,18 +120,12 @@ async def heads_by_rules(
     now: datetime,
     limit: int,
     retries: bool = True,
-    given: Mapping[str, Collection[int]] = NONE_GIVEN,
 ) -> list[Head]:
     """The first runs of each queue in `rules` that may start now, as many as its rule allows, each
     with its lane.
-
-    `given`: the lanes of queues that were given away in this transaction already.
     """
     taken = await _taken(connection, rules)
-    lanes = {
-        name: free_lanes(rule.lanes, {*taken[name], *given.get(name, ())})
-        for name, rule in rules.items()
-    }
+    lanes = {name: free_lanes(rule.lanes, set(taken[name])) for name, rule in rules.items()}
     own = {name: sum(taken[name].values()) for name in rules}
     lanes = {name: numbers for name, numbers in lanes.items() if numbers or own[name]}
     slots_left = {

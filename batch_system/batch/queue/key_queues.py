@@ -20,25 +20,12 @@ from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head
 from batch_system.database import sql
 
 
-async def following(
-    connection: AsyncConnection, after: Mapping[str, str], size: int, retries: bool
-) -> dict[str, list[str]]:
-    """The next `size` queues with waiting runs of each task, in their order, behind `after`; from
-    the first one on where none follows. `retries`: whether those with retries count too.
-    """
-    found = await behind(connection, after, size, retries)
-    missing = {task: "" for task in after if len(found[task]) < size and after[task]}
-    if missing:
-        for task, first in (await behind(connection, missing, size, retries)).items():
-            known = set(found[task])
-            found[task] += [queue for queue in first if queue not in known][: size - len(known)]
-    return found
-
-
 async def behind(
     connection: AsyncConnection, after: Mapping[str, str], size: int, retries: bool
 ) -> dict[str, list[str]]:
-    """As `following`, without those from the first one on."""
+    """The next `size` queues with waiting runs of each task, in their order, behind `after`.
+    `retries`: whether those with retries count too.
+    """
     kind = connection.dialect.name
     rows = [{"task": task, "exclusive": queue} for task, queue in after.items()]
     parameters = {"rows": json_rows.encode(rows, kind), "size": size}

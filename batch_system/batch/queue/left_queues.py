@@ -43,9 +43,7 @@ async def _leave(ledger: Database, loaded: Mapping[str, Task]) -> Counter[str]:
     if not tasks:
         return Counter()
     async with ledger.reader.connect() as connection:
-        first = await key_queues.following(
-            connection, dict.fromkeys(tasks, ""), FIRST, retries=True
-        )
+        first = await key_queues.behind(connection, dict.fromkeys(tasks, ""), FIRST, retries=True)
     left = {
         (name, queue)
         for name, queues in first.items()

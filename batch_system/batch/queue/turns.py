@@ -15,7 +15,6 @@ from itertools import repeat, zip_longest
 from math import ceil
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import key_counts, limit_numbers, rates
@@ -23,6 +22,7 @@ from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.queue.concurrency import Head, free_lanes
 from batch_system.batch.queue.key_queues import Queue, read_queues
 from batch_system.batch.tasks.limit import Limit, Queueing
+from batch_system.database import name_locks
 
 MOST_QUEUES = 500
 """How many queues a look reads at once."""
@@ -223,7 +223,7 @@ async def _room_of_totals(
     for each in sorted(limited, key=lambda each: each.prefix):
         if each.limit is None or each.limit.total is None or each.prefix in room:
             continue
-        if locks and not await _lock(connection, each.prefix):
+        if locks and await name_locks.held_elsewhere(connection, [f"batch limit {each.prefix}"]):
             turns.are_locked = True
             room[each.prefix] = 0
         else:
@@ -231,17 +231,6 @@ async def _room_of_totals(
             running = await key_counts.number_running(connection, each.prefix, total)
             room[each.prefix] = total - running
     return room
-
-
-async def _lock(connection: AsyncConnection, prefix: str) -> bool:
-    if connection.dialect.name != "postgresql":
-        return True
-    # A process that is frozen now would keep the lock.
-    is_mine = text(
-        "SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0)) "
-        "FROM set_config('idle_in_transaction_session_timeout', '2s', true)"
-    )
-    return bool((await connection.execute(is_mine, {"name": f"batch limit {prefix}"})).scalar())
 
 
 async def _read_places(

@@ -33,7 +33,7 @@ FIRST_SECONDS = 600.0
 
 EVERY_SECONDS = 3600.0
 REJOIN_SECONDS = 60.0
-"""How often runs are looked for whose task has lost its limit."""
+"""How often runs are looked for whose task has got a limit, or has lost it."""
 
 
 class Upkeep(Background):
@@ -76,7 +76,10 @@ class Upkeep(Background):
         while some := await left_queues.rejoin(self._ledger, self._tasks):
             moved += some
         for task, number in moved.items():
-            logger.info(f"{number:,} runs of task {task}, which has no limit now, joined its queue")
+            logger.info(
+                f"{number:,} waiting runs of task {task}, whose limit has changed, joined its "
+                "present queues"
+            )
 
     async def _fail_and_prune(self) -> None:
         for task, number in (await fail_unserved(self._ledger)).items():

@@ -251,9 +251,14 @@ class Queueing:
         return cls(task, None if is_unlimited else task)
 
     @property
+    def shared_name(self) -> str:
+        """The name of its limit, which tasks may share; that of the task, if it gives none."""
+        return (self.limit.name if self.limit is not None else None) or self.task
+
+    @property
     def prefix(self) -> str:
         """How the names of the queues of its limit begin."""
-        return f"{(self.limit.name if self.limit is not None else None) or self.task}["
+        return f"{self.shared_name}["
 
     @property
     def has_one_bucket(self) -> bool:
@@ -268,7 +273,7 @@ class Queueing:
     def words_of(self, params: Mapping[str, Any] | None) -> str:
         """Whose limit it is, such as "tenant=acme"; the name of the task without a key."""
         if self.limit is None or self.limit.key is None:
-            return (self.limit.name if self.limit is not None else None) or self.task
+            return self.shared_name
         value = (params or {}).get(self.limit.key, self.default)
         return f"{self.limit.key}={cut(str(value), LONGEST_VALUE)}"
 

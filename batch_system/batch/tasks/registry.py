@@ -66,6 +66,7 @@ class Task:
           from elsewhere, so that the value may differ the next time.
       schedule: None for a task that is only started by hand.
       partition: The declarations of a partitioned task; None for other tasks.
+      queueing: In which queue each of its runs is.
     """
 
     cls: type[BaseTask]
@@ -83,6 +84,17 @@ class Task:
     tags: tuple[str, ...] = ()
     after: After | None = None
     partition: Partition | None = None
+    queueing: Queueing = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "queueing", self._queueing())
+
+    def _queueing(self) -> Queueing:
+        limit = self.policies.limit
+        if limit is None:
+            return Queueing(self.name, self.exclusive)
+        default = self.parameters.defaults().get(limit.key) if limit.key is not None else None
+        return Queueing(self.name, None, limit.plain, default, self.policies.rate)
 
     @property
     def follows(self) -> str | None:
@@ -108,15 +120,6 @@ class Task:
             if self.policies.overlap == "allow" and self.policies.max_running is None
             else self.name
         )
-
-    @property
-    def queueing(self) -> Queueing:
-        """In which queue each of its runs is."""
-        limit = self.policies.limit
-        if limit is None:
-            return Queueing(self.name, self.exclusive)
-        default = self.parameters.defaults().get(limit.key) if limit.key is not None else None
-        return Queueing(self.name, None, limit.plain, default, self.policies.rate)
 
     @property
     def queue_of_parts(self) -> str:

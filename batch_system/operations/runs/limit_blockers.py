@@ -32,13 +32,12 @@ async def blocker_of(
     of_key = [each for each in everything if each.exclusive == run.exclusive]
     key = None if is_secret else _key_in(run.exclusive)
     of_all = [each for each in everything if (each.exclusive or "").startswith(queueing.prefix)]
-    whole = queueing.prefix.removesuffix("[")
     queue = run.exclusive or ""
     number = (await turns.numbers_of(connection, limit, [queue]))[queue]
     if len(of_key) >= number:
-        return _limit(of_key, number, key or (None if limit.key else whole))
+        return _limit(of_key, number, key or (None if limit.key else queueing.shared_name))
     if limit.total is not None and len(of_all) >= limit.total:
-        return _limit(of_all, limit.total, whole)
+        return _limit(of_all, limit.total, queueing.shared_name)
     if rate is None:
         return None
     begun, next_at = await rates.begun(connection, queueing.bucket_of(queue), now)
