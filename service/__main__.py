@@ -1,5 +1,5 @@
 """`python -m service` is the `batch` command."""
 
-from batch_system.cli import main
+from batch_system.__main__ import main
 
 main()

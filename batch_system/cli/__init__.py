@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from batch_system import escaping
+from batch_system import escaping, interrupts
 from batch_system.cli import (
     access,
     account,
@@ -55,6 +55,9 @@ from batch_system.errors import BatchError
 
 LONGEST_MESSAGE = 4_000
 """The largest number of characters of an error that is printed on stderr."""
+
+STARTING = ("serve", "work")
+"""The commands that start a service or a worker, which itself handles SIGINT."""
 
 ABOUT = {
     "backup": "Make, verify, compare, copy and restore backups.",
@@ -324,6 +327,7 @@ def _print_version(is_wanted: bool) -> None:
 
 @cli.callback()
 def about(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -351,6 +355,8 @@ def about(
     """Batch System runs tasks on a schedule, and accounts for every slot: each instant at which a
     task is due.
     """
+    if context.invoked_subcommand not in STARTING:
+        interrupts.raise_in_commands()
     opening.ask_service(url, token_file)
 
 

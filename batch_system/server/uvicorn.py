@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from batch_system import console, logs
+from batch_system import console, interrupts, logs
 from batch_system.concurrency.offload import offload
 from batch_system.errors import DatabaseError, InvalidSetting
 from batch_system.escaping import echoed
@@ -98,8 +98,9 @@ def run(app: Starlette | LateImport, listening: socket.socket, welcome: Welcome)
         proxy_headers=False,
         lifespan="on",
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        _Server(config, listening, welcome).run(sockets=[listening])
+    server = _Server(config, listening, welcome)
+    with contextlib.suppress(KeyboardInterrupt), interrupts.passed_to(server.handle_exit):
+        server.run(sockets=[listening])
     if (error := getattr(app.state, "import_error", None)) is not None:
         raise error
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from types import FrameType
 from typing import Any
 
-from batch_system import console, logs
+from batch_system import console, interrupts, logs
 from batch_system.batch.nodes.roles import Roles
 from batch_system.errors import DatabaseError
 from batch_system.operations.system import nodes
@@ -51,7 +51,8 @@ def work(
 
 def _work_without_port(settings: Settings, pools: frozenset[str], tasks: Sequence[str]) -> None:
     try:
-        asyncio.run(_until_cancelled(settings, pools, tasks))
+        with interrupts.passed_to(signal.default_int_handler):
+            asyncio.run(_until_cancelled(settings, pools, tasks))
     except KeyboardInterrupt:
         return
     except asyncio.CancelledError:  # SIGTERM: the process ends by the signal, as `batch serve` does

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,8 +62,11 @@ def signal_while_it_runs(folder: Path, number: signal.Signals, is_twice: bool) -
 
 
 def end(story: Story, name: str, number: signal.Signals) -> float:
-    began = time.monotonic()
-    story.nodes[name].process.send_signal(number)
-    story.nodes[name].process.wait(60)
-    story.deaths[story.nodes[name].process.pid] = story.now()
+    began, node = time.monotonic(), story.nodes[name]
+    node.process.send_signal(number)
+    try:
+        node.process.wait(60)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{name} did not end after {number.name}; it printed:\n{node.said}")
+    story.deaths[node.process.pid] = story.now()
     return time.monotonic() - began
