@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from batch_system import (
     BaseTask,
+    Limit,
     Start,
     TaskRegistry,
     call_db,
@@ -34,7 +36,7 @@ from batch_system.batch.nodes.outage import Outage
 from batch_system.config import get_settings
 from batch_system.database.companions import starts
 from batch_system.database.engine import Database
-from batch_system.errors import InvalidParameters, UnknownTask
+from batch_system.errors import InvalidParameters, TooManyWaiting, UnknownTask
 from batch_system.server.service import BatchService
 from tests.batch.ledger_world import know, rows, until
 from tests.migrations import APPLICATION_HISTORIES
@@ -62,6 +64,14 @@ class Report(BaseTask):
     name, schedule = "report", None
 
     async def run(self) -> None:
+        pass
+
+
+class Mail(BaseTask):
+    name, schedule = "mail", None
+    limit = Limit(1, key="tenant", backlog=2)
+
+    async def run(self, tenant: str = "acme") -> None:
         pass
 
 
@@ -114,7 +124,7 @@ async def place(
     monkeypatch.setenv("LEDGER_URL", ledger_url)
     monkeypatch.setenv("POLL_SECONDS", "60")  # what happens at once was woken
     config.forget_settings()
-    for task in (Invoice, Report, Shop, ShopInAThread):
+    for task in (Invoice, Mail, Report, Shop, ShopInAThread):
         TaskRegistry.register(task)
     yield Place(url, ledger_url, of_ledger is None)
     await application.drop(url)
@@ -274,6 +284,22 @@ async def test_a_task_that_no_service_has_loaded_is_refused_or_cancelled(
         await db.commit()
     row = await ended(batch, run)
     assert (row["state"], row["reason"]) == ("cancelled", "no service has loaded this task")
+
+
+@pytest.mark.parametrize("place", [ONE_DATABASE, "two files"], indirect=True)
+async def test_a_start_beyond_the_backlog_is_refused_where_the_ledger_is_asked(
+    batch: BatchService, place: Place
+) -> None:
+    async with get_db() as db:
+        asked = [await start(Mail, tenant="acme", session=db) for _ in range(2)]
+        said = r"^mail: 2 runs of tenant=acme wait already \(backlog=2\)$"
+        with pytest.raises(TooManyWaiting, match=said) if place.is_one else nullcontext():
+            asked.append(await start(Mail, tenant="acme", session=db))
+        asked.append(await start(Mail, tenant="bolt", session=db))
+        assert len(asked) == (3 if place.is_one else 4)
+        await db.commit()
+    for run in asked:
+        await ended(batch, run)
 
 
 # Without a service: synchronous sessions, and what handing over does with rows of every kind.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -51,17 +51,27 @@ _ALL_RUNNING = sql.statement(
 )
 
 
-async def number_waiting(connection: AsyncConnection, task: str, queue: str, most: int) -> int:
-    """How many runs of a queue wait, counted up to `most`."""
-    values = {"task": task, "queue": queue, "most": most}
-    return int((await connection.execute(_WAITING, values)).scalar_one())
+async def numbers_waiting(
+    connection: AsyncConnection, places: Iterable[tuple[str, str]], most: int
+) -> dict[tuple[str, str], int]:
+    """How many runs wait in each of these places, which are a task and a queue; counted up to
+    `most`.
+    """
+    kind = connection.dialect.name
+    rows = json_rows.encode([{"task": task, "exclusive": queue} for task, queue in places], kind)
+    found = await connection.execute(_waiting(kind), {"rows": rows, "most": most})
+    return {(task, queue): number for task, queue, number in found}
 
 
-_WAITING = sql.statement(
-    "SELECT count(*) FROM (SELECT q.id FROM batch_runs q WHERE q.task = :task "
-    f"AND q.exclusive = :queue AND {READY_SQL} LIMIT :most) AS w",
-    most=Integer(),
-)
+@cache
+def _waiting(kind: str) -> TextualSelect:
+    statement = sql.statement(
+        "SELECT v.task, v.exclusive, (SELECT count(*) FROM (SELECT q.id FROM batch_runs q "
+        f"WHERE q.task = v.task AND q.exclusive = v.exclusive AND {READY_SQL} LIMIT :most) AS w) "
+        f"FROM {json_rows.source([runs.c.task, runs.c.exclusive], kind)}",
+        most=Integer(),
+    )
+    return statement.columns(runs.c.task, runs.c.exclusive, Column("number", Integer))
 
 
 async def counted(connection: AsyncConnection, task: str, queues: Sequence[str]) -> Sequence[Any]:

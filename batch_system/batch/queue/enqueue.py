@@ -5,7 +5,6 @@ through another process.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -89,7 +88,7 @@ async def write(
     follow-up that waits for them. Returns what `insert` returns.
     """
     await refuse_unknown(connection, starts.tasks)
-    await _refuse_too_many(connection, starts)
+    await refuse_too_many(connection, starts)
     now = await database_time.now_of(connection)
     new, follow_up = planned(starts, now, by, parent, group)
     merging = starts.runs[0].merging if starts.runs else None
@@ -98,25 +97,23 @@ async def write(
     return await insert(connection, new, follow_up)
 
 
-async def _refuse_too_many(connection: AsyncConnection, starts: Starts) -> None:
+async def refuse_too_many(connection: AsyncConnection, starts: Starts) -> None:
     """Raises TooManyWaiting if a key would have more waiting runs than the limit's backlog."""
-    new: Counter[tuple[str, str]] = Counter()
-    asked: dict[tuple[str, str], StartRequest] = {}
+    asked: dict[tuple[str, str], list[StartRequest]] = {}
     for request in starts.runs:
-        limit = request.task.queueing.limit
-        if limit is not None and limit.backlog is not None:
+        if request.task.queueing.backlog is not None:
             place = request.task.name, request.task.queueing.of(request.params) or ""
-            new[place] += 1
-            asked[place] = request
-    for (task, queue), number in new.items():
-        queueing, params = asked[task, queue].task.queueing, asked[task, queue].params
-        most = queueing.limit.backlog if queueing.limit is not None else None
-        assert most is not None
-        waiting = await key_counts.number_waiting(connection, task, queue, most + 1)
-        if waiting + number > most:
+            asked.setdefault(place, []).append(request)
+    if not asked:
+        return
+    most = max(its[0].task.queueing.backlog or 0 for its in asked.values())
+    numbers = await key_counts.numbers_waiting(connection, asked, most)
+    for place, its in asked.items():
+        queueing, waiting = its[0].task.queueing, numbers[place]
+        if waiting + len(its) > (queueing.backlog or 0):
             raise TooManyWaiting(
-                f"{task}: {waiting:,} runs of {queueing.words_of(params)} wait already "
-                f"(backlog={most})"
+                f"{queueing.task}: {waiting:,} runs of {queueing.words_of(its[0].params)} wait "
+                f"already (backlog={queueing.backlog})"
             )
 
 

@@ -154,6 +154,7 @@ async def _write(
         if unknown:
             await enqueue.refuse_unknown(connection, unknown)
             transaction.known.update(task.name for task in unknown)
+        await enqueue.refuse_too_many(connection, starts)
         return await enqueue.insert(connection, new, follow_up)
     rows = [stored(run, follow_up, merging) for run in (*([follow_up] if follow_up else []), *new)]
     await connection.execute(_INSERT, rows)

@@ -251,6 +251,11 @@ class Queueing:
         return cls(task, None if is_unlimited else task)
 
     @property
+    def backlog(self) -> int | None:
+        """How many runs of a key may wait; None: any number."""
+        return self.limit.backlog if self.limit is not None else None
+
+    @property
     def shared_name(self) -> str:
         """The name of its limit, which tasks may share; that of the task, if it gives none."""
         return (self.limit.name if self.limit is not None else None) or self.task
