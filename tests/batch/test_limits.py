@@ -16,7 +16,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from batch_system import Limit, Retry, TaskRegistry, clock
-from batch_system.batch.ledger import gauges, queue_rows
+from batch_system.batch.execution.engine import LocalEngine
+from batch_system.batch.execution.run_here import ManualRun
+from batch_system.batch.ledger import gauges, limit_numbers, queue_rows
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.queue import claiming, enqueue, left_queues
@@ -303,6 +305,29 @@ async def test_a_start_beyond_the_backlog_is_refused_and_writes_nothing(ledger: 
     assert len(await rows(ledger)) == 3
     await claim(ledger, tasks)
     await queue(ledger, tasks["mail"], "acme", "acme", "bolt")
+
+
+@pytest.mark.rest
+async def test_a_run_by_hand_waits_for_the_number_of_its_key_and_for_the_total(
+    ledger: Database,
+) -> None:
+    limit = Limit(lambda _: 9, key="tenant", default=9, total=2)
+    loaded = await know(ledger, limited(limit))
+    async with ledger.engine.begin() as connection:
+        answers = [limit_numbers.Answer("mail[tenant=acme]", 1)]
+        await limit_numbers.store(connection, "mail", answers, clock.now())
+    engine = LocalEngine(ledger, loaded, NODE, pools=())
+    engine.start()
+    for others in (["acme"], ["bolt", "core"]):
+        await queue(ledger, loaded["mail"], *others)
+        running = await claim(ledger, loaded)
+        by_hand = ManualRun(ledger, engine, loaded["mail"], NODE)
+        waiting = asyncio.create_task(by_hand.execute({"tenant": "acme"}, None, None))
+        await asyncio.sleep(0.1)
+        assert await tenants(ledger) == Counter(others)
+        await finish(ledger, *[ending(run) for run in running])
+        assert (await waiting)["state"] == "succeeded"
+    await engine.stop()
 
 
 async def test_it_is_said_how_many_of_its_key_are_running(ledger: Database) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system.batch.execution.engine import LocalEngine
 from batch_system.batch.ledger import database_time, parts, runs, transitions
 from batch_system.batch.ledger.runs import Claimed, NewRun
-from batch_system.batch.ledger.states import FINAL, RunState
+from batch_system.batch.ledger.states import FINAL, Rank, RunState
 from batch_system.batch.ledger.tables import new_id
 from batch_system.batch.queue import concurrency, gates, turns
 from batch_system.batch.tasks.parameters import SLOT
@@ -56,8 +56,8 @@ def refuse_other_pools(task: Task, pools: Mapping[str, Pool]) -> None:
         )
 
 
-class _RateReached(Exception):
-    """No further run of the task may begin now."""
+class _NotYet(Exception):
+    """No further run of the task may begin now. Its text says why, and what has to happen."""
 
 
 class ManualRun:
@@ -107,12 +107,12 @@ class ManualRun:
                         await self._take_place(connection, new_run.exclusive, now)
                     self._engine.launch([runs.claimed_from(new_run)], losses)
                 return
-            except (IntegrityError, _RateReached) as error:
+            except (IntegrityError, _NotYet) as error:
                 if not has_logged:
                     logger.info(
                         f"another run of {self._task.name} is active; waiting for its end"
                         if isinstance(error, IntegrityError)
-                        else f"the rate of {self._task.name} is reached; waiting for its period"
+                        else str(error)
                     )
                 has_logged = True
                 await asyncio.sleep(RETRY_SECONDS)
@@ -188,25 +188,26 @@ class ManualRun:
         self, connection: AsyncConnection, row: dict[str, Any], now: datetime
     ) -> list[Claimed]:
         """Claim the run. Returns an empty list if another run of the task is running, a service was
-        first, or the rate of the task is reached.
+        first, or the limit or the rate of the task is reached.
         """
-        lane = await self._lane(connection, row["exclusive"])
+        has_lane = row["rank"] == Rank.JOINING
         try:
             async with connection.begin_nested() as savepoint:
+                lane = 1 if has_lane else await self._lane(connection, row["exclusive"])
                 if row["state"] == RunState.RETRYING:
                     await self._take_place(connection, row["exclusive"], now)
                 claimed = await self._claim_in_lanes(connection, {self.id: lane}, now)
                 if not claimed:
                     await savepoint.rollback()
                 return claimed
-        except _RateReached:
+        except _NotYet:
             return []
 
     async def _take_place(
         self, connection: AsyncConnection, queue: str | None, now: datetime
     ) -> None:
         if not await turns.take_place(connection, self._task.queueing, queue, now):
-            raise _RateReached
+            raise _NotYet(f"the rate of {self._task.name} is reached; waiting for its period")
 
     async def _claim_in_lanes(
         self, connection: AsyncConnection, lanes: Mapping[str, int], now: datetime
@@ -219,8 +220,13 @@ class ManualRun:
 
     async def _lane(self, connection: AsyncConnection, name: str | None) -> int:
         """The number of a free lane of this queue. If none is free, it is 1, and the database then
-        refuses the run.
+        refuses the run; with a limit, it raises _NotYet.
         """
+        if name is not None and self._task.queueing.limit is not None:
+            lane = await turns.free_lane(connection, self._task.queueing, name)
+            if lane is None:
+                raise _NotYet(f"the limit of {self._task.name} is reached; waiting for a run's end")
+            return lane
         number = self._task.lanes
         if name is None or number == 1:
             return 1

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import key_counts, limit_numbers, rates
 from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import Head, free_lanes
 from batch_system.batch.queue.key_queues import Queue, read_queues
 from batch_system.batch.tasks.limit import Limit, Queueing
@@ -296,6 +297,18 @@ async def take_place(
         return False
     await rates.take(connection, [(bucket, free[0], queueing.rate.per)], now)
     return True
+
+
+async def free_lane(connection: AsyncConnection, queueing: Queueing, queue: str) -> int | None:
+    """The lane that one further run of this queue may take until the commit; None if the limit or
+    its total is reached, or another node claims runs of a limit with a total at this moment.
+    """
+    assert queueing.limit is not None
+    room = await _room_of_totals(connection, [queueing], Turns(), locks=True)
+    if not room.get(queueing.prefix, 1):
+        return None
+    numbers = await numbers_of(connection, queueing.limit, [queue])
+    return next(iter((await concurrency.free(connection, numbers))[queue]), None)
 
 
 def goes_on(head: Head) -> bool:
