@@ -85,7 +85,7 @@ def keys(asked: ListKeys, as_json: AsJson = False) -> None:
         console.show_json(found)
         return
     rows = [{**each.model_dump(), "since": each.oldest} for each in found.keys]
-    console.show(rows, ["key", "running", "limit", "waiting", "since"], as_json=False)
+    console.show(rows, ["key", "running", "limit", "waiting", "since", "failing"], as_json=False)
     if found.after is not None:
         console.warn(f"batch: there are more keys: --after {found.after!r}")
 

@@ -23,6 +23,7 @@ from batch_system.pages.search import search
 from batch_system.pages.tasks import (
     backfills,
     calendars,
+    keys,
     maintenance,
     start_form,
     task,
@@ -60,6 +61,7 @@ routes = [
     *asked("/tasks/{task}/resume", tasks.ask_to_resume, tasks.resume),
     *asked("/tasks/{task}/mute", tasks.ask_to_mute, tasks.mute),
     action("/tasks/{task}/unmute", tasks.unmute),
+    page("/tasks/{task}/keys", keys.show_keys, blocks=("of_keys",)),
     page("/calendars", calendars.show_calendars),
     page("/calendars/{name}", calendars.show_calendar),
     page("/maintenance", maintenance.show_maintenance),

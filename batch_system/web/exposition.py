@@ -294,6 +294,21 @@ def _task_gauges(tasks: Mapping[str, TaskGauges], labels: TaskLabels) -> Iterato
     )
     text = "Items in quarantine that wait for a redrive, among the 10,000 that were set aside last."
     yield of_tasks("batch_quarantined_items", text, lambda task: task.quarantined, operator.add)
+    text = "Runs that are going on of a task with a limit or a rate, over all its keys."
+    yield of_tasks("batch_limited_running", text, _of_limit("running"), operator.add)
+    text = "Runs that wait of such a task, over all its keys, counted up to 1,000."
+    yield of_tasks("batch_limited_waiting", text, _of_limit("waiting"), operator.add)
+    text = "How long the run of such a task waits that was made first; 0 if none waits."
+    yield of_tasks(
+        "batch_limited_oldest_waiting_seconds",
+        text,
+        lambda task: task.waits if task.limited is not None else None,
+        max,
+    )
+
+
+def _of_limit(field: str) -> Callable[[TaskGauges], float | None]:
+    return lambda task: getattr(task.limited, field) if task.limited is not None else None
 
 
 # Families.

@@ -68,6 +68,9 @@ async def send(ledger: Database, tasks: dict[str, Task], of: Of, now: datetime) 
             await key_queues.behind(connection, {"mail": ""}, 100, retries=True)
             await key_counts.running(connection, "mail[", "", 100)
             await key_counts.counted(connection, "mail", [QUEUE])
+            await key_counts.failing(connection, "mail", "", 100)
+        with of("gauges of limits"):
+            await key_counts.of_tasks(connection)
         with of("rate"):
             await rates.begun(connection, QUEUE, now)
         with of("function of a limit"):

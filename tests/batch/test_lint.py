@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from batch_system import BaseTask, ItemTask, Missed, Retry, TaskRegistry
+from batch_system import BaseTask, ItemTask, Limit, Missed, Retry, TaskRegistry
 from batch_system.batch.cron.cron import schedule
 from batch_system.batch.lint.lint import (
     LintFinding,
@@ -59,6 +59,9 @@ async def careful(self: BaseTask) -> None:
         time.sleep(1)
 
     await asyncio.to_thread(later)
+
+
+async def mail(self: BaseTask, tenant: str = "acme") -> None: ...
 
 
 WRONG: list[tuple[str, str, str | None, dict[str, Any]]] = [
@@ -118,6 +121,7 @@ FINE: list[tuple[str | None, dict[str, Any]]] = [
     ("0 0 * * 1-5", {"missed": "skip"}),
     ("30 3 * * *", {"timezone": "Europe/Berlin"}),
     ("0 2 * * *", {"run": sync}),
+    (None, {"run": mail, "limit": Limit(sync, key="tenant", default=1)}),
     ("0 2 * * *", {"run": careful, "timeout": 60}),
     (
         "0 2 * * *",
@@ -186,12 +190,18 @@ def test_warnings_come_before_notes() -> None:
             {"run": blocking},
             ["time.sleep() in line", ", sleep() in line", "subprocess.run() in line"],
         ),
+        (
+            None,
+            {"run": mail, "limit": Limit(blocking, key="tenant", default=1)},
+            ["the function of its limit: time.sleep() in line", "or write `def`"],
+        ),
         ("0 2 * * *", {"retries": 3}, ["retries", "is retry intended?"]),
+        (None, {"throttle": "10/m"}, ["throttle", "is rate intended?"]),
         ("0 0 31 * *", {"missed": "skip"}, ["31", "L is the last day"]),
     ],
 )
 def test_a_message_names_what_is_wrong(
-    cron: str, attributes: dict[str, Any], words: list[str]
+    cron: str | None, attributes: dict[str, Any], words: list[str]
 ) -> None:
     [finding] = found(cron, **attributes)
     assert [word for word in words if word not in finding.message] == []

@@ -109,6 +109,7 @@ ONCE_AN_HOUR = {"prune", "unserved", "prune limits"}
 IN_ORDER = {
     "beat": r"(SCAN|Seq Scan on) batch_windows",
     "audit": r"USING INDEX ix_batch_events",
+    "gauges of limits": r"(SCAN|Seq Scan on) batch_tasks$|USING INDEX uq_batch_runs_exclusive$",
     "gauges": r"batch_tasks t$|^SCAN t$|INDEX "
     r"(uq_batch_incidents_open|ix_batch_nodes_live|\w+_batch_quarantine_1)$"
     r"|INDEX (\w+_batch_nodes_1|pk_batch_nodes)$",
@@ -346,7 +347,11 @@ PLANS = {
         *("ix_batch_runs_waiting", "ix_batch_runs_retrying", "ix_batch_runs_retry_due"),
     },
     "start with a limit": {"ix_batch_runs_queue"},
-    "keys": {"ix_batch_runs_queue", "ix_batch_runs_retry_queue", "uq_batch_runs_exclusive"},
+    "keys": {
+        *("ix_batch_runs_queue", "ix_batch_runs_retry_queue", "uq_batch_runs_exclusive"),
+        "ix_batch_runs_open_failures",
+    },
+    "gauges of limits": {"ix_batch_runs_waiting"},
     "rate": set(),
     "function of a limit": {
         *("ix_batch_runs_queue", "ix_batch_runs_retry_queue", "ix_batch_limits_failed"),

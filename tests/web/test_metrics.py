@@ -34,7 +34,7 @@ from tests.web.conftest import Served, client_of, served
 __all__ = ["served"]
 
 MORE = """
-from batch_system import BaseTask, Part, PartitionedTask
+from batch_system import BaseTask, Limit, Part, PartitionedTask
 
 class Tick(BaseTask):
     name, schedule = "tick", "* * * * * *"
@@ -46,6 +46,11 @@ class Load(BaseTask):
         async for chunk in self.chunks(range(5), size=2):
             async with chunk:
                 pass
+
+class Mail(BaseTask):
+    name, schedule = "mail", None
+    limit = Limit(lambda tenant: 0, key="tenant", default=0)
+    async def run(self, tenant: str): pass
 
 class Halves(PartitionedTask):
     name, schedule = "halves", None
@@ -155,6 +160,17 @@ async def put(served: Served) -> None:
         for item in items:
             await connection.execute(insert(quarantine), item)
     await served.operations(PauseTask(name="report"))
+
+
+async def test_a_task_with_a_limit_has_gauges_without_its_keys(served: Served) -> None:
+    for tenant in ("acme", "bolt"):
+        await served.operations(StartRun(name="mail", parameters={"tenant": tenant}))
+    got = await scrape(served)
+    assert got("batch_limited_running", task="mail") == 0
+    assert got("batch_limited_waiting", task="mail") == 2
+    assert 0 <= (got("batch_limited_oldest_waiting_seconds", task="mail") or 0) < 60
+    assert got("batch_limited_waiting", task="report") is None
+    assert "acme" not in str(got.samples)
 
 
 async def test_a_scrape_shows_what_the_process_has_done_and_what_the_ledger_has(

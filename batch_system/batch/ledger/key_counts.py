@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Column, Integer
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
-from batch_system.batch.ledger import json_rows
-from batch_system.batch.ledger.tables import HOLDS_LANE_SQL, READY_SQL, runs
+from batch_system.batch.ledger import json_rows, queue_rows
+from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.tables import HOLDS_LANE_SQL, OPEN_FAILURE_SQL, READY_SQL, runs
 from batch_system.database import sql
 
 MOST_COUNTED = 1_000
@@ -106,3 +109,59 @@ def _counts(kind: str) -> TextualSelect:
         Column("params", runs.c.params.type),
     ]
     return statement.columns(*columns)
+
+
+async def failing(
+    connection: AsyncConnection, task: str, after: str, most: int
+) -> dict[str, tuple[int, dict[str, Any] | None]]:
+    """How many runs of the first queues behind `after` have failed and were neither made good nor
+    acknowledged, each with the parameters of one of them. The first 1,000 such runs of the task are
+    read.
+    """
+    values = {"task": task, "after": after, "most": most}
+    found = await connection.execute(_failing(connection.dialect.name), values)
+    return {queue: (number, params) for queue, number, params in found}
+
+
+@cache
+def _failing(kind: str) -> TextualSelect:
+    run = "CAST(w.run AS uuid)" if kind == "postgresql" else "w.run"
+    statement = sql.statement(
+        f"SELECT w.exclusive, w.number, r.params FROM (SELECT f.exclusive, count(*) AS number, "
+        "max(CAST(f.id AS text)) AS run FROM (SELECT id, exclusive FROM batch_runs "
+        f"WHERE task = :task AND {OPEN_FAILURE_SQL} AND state = '{RunState.FAILED}' "
+        f"LIMIT {MOST_COUNTED}) AS f WHERE f.exclusive > :after "
+        "GROUP BY f.exclusive ORDER BY f.exclusive LIMIT :most) AS w "
+        f"JOIN batch_runs r ON r.id = {run}",
+        most=Integer(),
+    )
+    return statement.columns(runs.c.exclusive, Column("number", Integer), runs.c.params)
+
+
+class OfTask(NamedTuple):
+    """The runs of a task with a limit. `waiting`: counted up to 1,000. `oldest`: since when the one
+    that was made first waits; None if none waits.
+    """
+
+    running: int
+    waiting: int
+    oldest: datetime | None
+
+
+async def of_tasks(connection: AsyncConnection) -> dict[str, OfTask]:
+    """These numbers for each task with a limit or a rate. It reads the running runs."""
+    running = Counter((await connection.execute(_HOLDING)).scalars())
+    return {
+        task: OfTask(running[task], waiting, oldest)
+        for task, waiting, oldest in await connection.execute(_OF_TASKS)
+    }
+
+
+# SQLite would read all runs for a GROUP BY.
+_HOLDING = sql.statement(f"SELECT task FROM batch_runs WHERE {HOLDS_LANE_SQL}").columns(runs.c.task)
+_OF_TASKS = sql.statement(
+    f"SELECT v.task, (SELECT count(*) FROM (SELECT q.id {queue_rows.READY_IN_ALL_QUEUES} "
+    f"LIMIT {MOST_COUNTED}) AS w) AS waiting, (SELECT q.due_at {queue_rows.READY_IN_ALL_QUEUES} "
+    "ORDER BY q.created_at LIMIT (SELECT 1)) AS oldest FROM (SELECT name AS task FROM batch_tasks "
+    "WHERE queue IS NOT NULL) AS v"
+).columns(runs.c.task, Column("waiting", Integer), Column("oldest", runs.c.due_at.type))

@@ -7,6 +7,7 @@ intended.
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ OPTIONAL = (
     "missed",
     "priority",
     "after",
+    "limit",
+    "rate",
     "max_running",
     "max_waiting",
     *MONITORING,
@@ -51,6 +54,7 @@ ELSEWHERE = {
         ("concurrency", "concurrency_limit", "max_concurrency", "max_instances"), "max_running"
     ),
     **dict.fromkeys(("depends_on", "dependencies", "requires", "upstream", "wait_for"), "after"),
+    **dict.fromkeys(("rate_limit", "throttle"), "rate"),
     **dict.fromkeys(("cron", "crontab", "trigger"), "schedule"),
 }
 """Names of attributes in other schedulers, with our names."""
@@ -86,6 +90,7 @@ def findings(task: Task, now: datetime, served: Collection[str] | None = None) -
     unsorted = [
         *_attributes(task),
         *_body(task),
+        *_limit(task),
         *_monitoring(task, now),
         *_pool(task, served),
     ]
@@ -318,6 +323,19 @@ def _body(task: Task) -> Iterator[LintFinding]:
             "blocking-call",
             f"{blocking} blocks the event loop: nothing else in this process runs meanwhile; "
             "use an async library or asyncio.to_thread, or write `def run`",
+        )
+
+
+def _limit(task: Task) -> Iterator[LintFinding]:
+    number = task.policies.limit.number if task.policies.limit is not None else None
+    if not inspect.iscoroutinefunction(number):
+        return
+    blocking = ", ".join(f"{name}() in line {line}" for line, name in blocking_calls(number))
+    if blocking:
+        yield _warning(
+            "blocking-call",
+            f"the function of its limit: {blocking} blocks the event loop; use an async library, "
+            "or write `def`, which runs in a thread",
         )
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system import clock
 from batch_system.batch.chunks import quarantine
 from batch_system.batch.cron.counting import count
-from batch_system.batch.ledger import gauges, pools, schedules
+from batch_system.batch.ledger import gauges, key_counts, pools, schedules
 from batch_system.batch.ledger import nodes as node_rows
 from batch_system.batch.ledger.gauges import TaskRow
 from batch_system.batch.ledger.incidents import incidents as incident_rows
@@ -52,7 +52,8 @@ class TaskGauges:
 
     `next_slot`: the first slot that was not handled yet; None for a paused task. `quarantined`:
     items that wait for a redrive; None if the application's database can't be read.
-    `failure_streak`: see TaskRow.
+    `failure_streak`: see TaskRow. `limited`: its running and waiting runs, if it has a limit or a
+    rate. `waits`: for how many seconds one of these waits; 0 if none does.
     """
 
     last_success_at: datetime | None
@@ -60,6 +61,8 @@ class TaskGauges:
     failure_streak: int
     is_paused: bool
     quarantined: int | None
+    limited: key_counts.OfTask | None = None
+    waits: float = 0.0
 
 
 class PoolGauges(NamedTuple):
@@ -133,6 +136,7 @@ async def read(
         _slots, [opened[row.name] for row in rows if row.name in opened], totals.now
     )
     set_aside = await _set_aside(context)
+    limited = await key_counts.of_tasks(connection)
     silent_since = totals.now - timedelta(seconds=context.lease_seconds)
     lost = await node_rows.lost_since(connection, totals.now - LOST_SHOWN)
     states = {"living": 0, "draining": 0, "silent": 0, "lost": len(lost)}
@@ -143,10 +147,11 @@ async def read(
     return Gauges(
         runs=totals.runs,
         parts=totals.parts,
-        oldest_waiting=max(0.0, (totals.now - waiting_since).total_seconds())
-        if waiting_since is not None
-        else 0.0,
-        tasks={row.name: _task(row, slots, set_aside) for row in rows},
+        oldest_waiting=_seconds(waiting_since, totals.now),
+        tasks={
+            row.name: _task(row, slots, set_aside, limited.get(row.name), totals.now)
+            for row in rows
+        },
         incidents={kind: number for kind, (number, _) in incidents.items()},
         unaccounted=slots.late + incidents[IncidentKind.UNACCOUNTED][1],
         pools=await _pools(connection, silent_since, totals.now, settings),
@@ -175,13 +180,25 @@ async def _pools(
     }
 
 
-def _task(row: TaskRow, slots: _Slots, set_aside: Mapping[str, int] | None) -> TaskGauges:
+def _seconds(since: datetime | None, now: datetime) -> float:
+    return max(0.0, (now - since).total_seconds()) if since is not None else 0.0
+
+
+def _task(
+    row: TaskRow,
+    slots: _Slots,
+    set_aside: Mapping[str, int] | None,
+    limited: key_counts.OfTask | None,
+    now: datetime,
+) -> TaskGauges:
     return TaskGauges(
         last_success_at=row.last_success_at,
         next_slot=slots.next.get(row.name),
         failure_streak=row.failure_streak,
         is_paused=row.is_paused,
         quarantined=set_aside.get(row.name, 0) if set_aside is not None else None,
+        limited=limited,
+        waits=_seconds(limited.oldest, now) if limited is not None else 0.0,
     )
 
 

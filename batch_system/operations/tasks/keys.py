@@ -24,7 +24,8 @@ class Key(Result):
     """A value of the parameter of a limit. `queue`: the name of its queue. `key`: such as
     "tenant=acme"; the name of the task for a limit without a parameter. `limit`: how many runs may
     run at once. `waiting`: up to 1,000 are counted. `oldest`: since when the one that waits longest
-    could have started, among these.
+    could have started, among these. `failing`: how many have failed and were neither made good nor
+    acknowledged; up to 1,000 of the task are counted.
     """
 
     queue: str
@@ -33,19 +34,26 @@ class Key(Result):
     running: int
     waiting: int
     oldest: datetime | None = None
+    failing: int = 0
 
 
 class KeyPage(Result):
     """Keys in the order of their queues. `after`: the queue after which the next page begins; None
-    at the end, and for a task whose keys are hidden.
+    at the end, and for a task whose keys are hidden. `parameter`: whose values they are; None for a
+    limit of all runs together. `total`: how many runs of all keys may run at once. `rate`: how many
+    may begin within `per` seconds.
     """
 
     keys: list[Key] = Field(default_factory=list)
     after: str | None = None
+    parameter: str | None = None
+    total: int | None = None
+    rate: int | None = None
+    per: float | None = None
 
 
 async def keys_of(context: Context, name: str, after: str = "", limit: int = PAGE) -> KeyPage:
-    """The keys of a task that have running or waiting runs. Raises UnknownTask, and
+    """The keys of a task that have running, waiting or failing runs. Raises UnknownTask, and
     InvalidParameters for a task without a limit.
     """
     async with context.databases.reading() as connection:
@@ -57,20 +65,33 @@ async def keys_of(context: Context, name: str, after: str = "", limit: int = PAG
             raise InvalidParameters(f"task {name} has no limit, and so no keys")
         waiting = await key_queues.behind(connection, {name: after}, limit + 1, retries=True)
         running = await key_counts.running(connection, queueing.prefix, after, limit + 1)
-        found = await key_counts.counted(connection, name, [*{*waiting[name], *running}])
+        failing = await key_counts.failing(connection, name, after, limit + 1)
+        known = {*waiting[name], *running, *failing}
+        found = await key_counts.counted(connection, name, list(known))
         queues = [each.queue for each in found]
         numbers = await turns.numbers_of(connection, queueing.limit, queues)
         is_hidden = name in await hidden_tasks(connection, context)
-    keys = [
-        Key(
-            queue=HIDDEN if is_hidden else each.queue,
-            key=HIDDEN if is_hidden else queueing.words_of(each.params),
-            limit=numbers[each.queue],
-            running=each.running,
-            waiting=each.waiting,
-            oldest=each.oldest,
+    keys = []
+    for each in found[:limit]:
+        failed, params = failing.get(each.queue, (0, None))
+        keys.append(
+            Key(
+                queue=HIDDEN if is_hidden else each.queue,
+                key=HIDDEN if is_hidden else queueing.words_of(each.params or params),
+                limit=numbers[each.queue],
+                running=each.running,
+                waiting=each.waiting,
+                oldest=each.oldest,
+                failing=failed,
+            )
         )
-        for each in found[:limit]
-    ]
     has_more = len(found) > limit and not is_hidden
-    return KeyPage(keys=keys, after=keys[-1].queue if has_more else None)
+    limited, rate = queueing.limit, queueing.rate
+    return KeyPage(
+        keys=keys,
+        after=keys[-1].queue if has_more else None,
+        parameter=limited.key,
+        total=limited.total,
+        rate=rate.number if rate is not None else None,
+        per=rate.per if rate is not None else None,
+    )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from batch_system.batch.tasks.limit import MOST
 from batch_system.pages.frame.formatting import counted, duration
 
 
@@ -22,7 +23,10 @@ def policies_in_words(changed: Mapping[str, Any], defaults: Mapping[str, Any]) -
     values = {**defaults, **changed}
     found = [
         Says("skip-forward", _missed(values), _declared("missed", changed, defaults)),
-        Says("hourglass", _overlap(values), _declared("overlap", changed, defaults)),
+        *(
+            _limits(changed, defaults)
+            or [Says("hourglass", _overlap(values), _declared("overlap", changed, defaults))]
+        ),
         Says("rotate-cw", _retry(values), _declared("retry", changed, defaults)),
         Says("timer", _timeout(values), _declared("timeout", changed, defaults)),
     ]
@@ -81,6 +85,28 @@ def _overlap(values: Mapping[str, Any]) -> str:
         waits = "the next slot waits for it" if most == 1 else f"up to {most:,} slots wait for it"
         return f"{at_a_time}; {waits}."
     return f"{at_a_time}; a slot that comes while it runs is skipped."
+
+
+def _limits(changed: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Says]:
+    """The limit and the rate of a task. A rate without a limit has the largest limit there is."""
+    found = []
+    if (number := changed.get("limit.number")) not in (None, MOST):
+        is_dynamic = changed.get("limit.default") is not None
+        most = f"as many runs as a function says ({number:,} at first)"
+        sentence = f"At most {most if is_dynamic else counted(number, 'run')} at a time"
+        total = f", {changed['limit.total']:,} in all" if changed.get("limit.total") else ""
+        declared = _declared("limit", changed, defaults)
+        found.append(Says("hourglass", f"{sentence}{_of(changed, 'limit')}{total}.", declared))
+    if (number := changed.get("rate.number")) is not None:
+        sentence = f"At most {counted(number, 'run')} begin within {_time(changed['rate.per'])}"
+        declared = _declared("rate", changed, defaults)
+        found.append(Says("timer", f"{sentence}{_of(changed, 'rate')}.", declared))
+    return found
+
+
+def _of(changed: Mapping[str, Any], name: str) -> str:
+    key = changed.get(f"{name}.key")
+    return f" for each value of {key}" if key is not None else ""
 
 
 def _retry(values: Mapping[str, Any]) -> str:

@@ -76,6 +76,7 @@ async def show_task(request: Request, viewer: Viewer) -> str:
         policies=policies_in_words(task.policies, defaults),
         defaults={name: value for name, value in defaults.items() if name not in task.policies},
         promises=await _promises(viewer, task),
+        has_keys="limit.number" in task.policies,
         incidents=[*opened, *over.incidents],
         before=list(task.chain.before)[-STEPS:],
         after=list(task.chain.after)[:STEPS],
