@@ -23,12 +23,14 @@ from batch_system.batch.execution.outcomes import progress_of
 from batch_system.batch.firing import task_sync
 from batch_system.batch.firing.firing import fire
 from batch_system.batch.firing.handover import hand_over
+from batch_system.batch.firing.limit_functions import LimitFunctions
 from batch_system.batch.firing.waiting import open_and_close
-from batch_system.batch.ledger import attempts, database_time, nodes, runs, tables
+from batch_system.batch.ledger import attempts, database_time, nodes, rates, runs, tables
 from batch_system.batch.ledger.attempts import Outcome
 from batch_system.batch.ledger.states import FINAL, RunState
 from batch_system.batch.ledger.tables import CLAIMABLE_SQL, WAITING_SQL, new_id
 from batch_system.batch.nodes.orphans import rescue
+from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.queue import enqueue
 from batch_system.batch.tasks.registry import Task
 from batch_system.database.engine import Database
@@ -104,6 +106,8 @@ class DrivenService:
                 self._ledger, tasks, self.node, pools=pools, on_ended=self._on_ended
             )
             stack.push_async_callback(self._end)
+            self._limit_functions = LimitFunctions(self._ledger, tasks, lambda: None, Outage())
+            stack.callback(self._limit_functions.close)
             self.operations = Operations(
                 self._ledger,
                 application,
@@ -156,7 +160,9 @@ class DrivenService:
         await self._run_what_is_due()
         while not self.is_dead and (row := await self._row(run_id))["state"] not in FINAL:
             due_at = (
-                row["due_at"] if row["due_at"] > clock.now() else await self._next_part_at(run_id)
+                row["due_at"]
+                if row["due_at"] > clock.now()
+                else await self._next_part_at(run_id) or await self._next_place_at()
             )
             if due_at is None:
                 raise BatchError(
@@ -219,9 +225,11 @@ class DrivenService:
     async def _run_what_is_due(self) -> None:
         try:
             async with asyncio.timeout(self._patience) as self._timeout:
-                await self._engine.settle(self._stop_other_parts)
-                while await self._hand_over() or await self._open():
+                is_more = True
+                while is_more:
+                    await self._limit_functions.look()
                     await self._engine.settle(self._stop_other_parts)
+                    is_more = await self._hand_over() or await self._open()
         except TimeoutError:
             if self._recorder.kill is not None and self._recorder.kill.is_done:
                 await self._die(self._recorder.kill)
@@ -290,6 +298,7 @@ class DrivenService:
             ):
                 query = select(func.min(at)).where(text(condition), at > clock.now())
                 instants.append((await connection.execute(query)).scalar())
+        instants.append(await self._next_place_at())
         return min((at for at in instants if at is not None), default=None)
 
     async def _next_part_at(self, run_id: str) -> datetime | None:
@@ -302,6 +311,11 @@ class DrivenService:
         async with self._ledger.reader.connect() as connection:
             at: datetime | None = (await connection.execute(query)).scalar()
         return at
+
+    async def _next_place_at(self) -> datetime | None:
+        """The next instant at which a rate lets another run begin."""
+        async with self._ledger.reader.connect() as connection:
+            return await rates.next_free(connection, clock.now())
 
     async def _row(self, run_id: str) -> dict[str, Any]:
         async with self._ledger.reader.connect() as connection:

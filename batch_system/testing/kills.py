@@ -175,3 +175,10 @@ def _create_task(
     loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
 ) -> asyncio.Task[Any]:
     return asyncio.Task(coroutine, loop=loop, **options)
+
+
+def check_number(number: Any, name: str = "kill_after_chunk") -> None:
+    """Raise ValueError if nothing can be killed after this number of chunks or parts."""
+    is_int = isinstance(number, int) and not isinstance(number, bool)
+    if number is not None and not (is_int and number > 0):
+        raise ValueError(f"{name} is {number!r}; allowed: an int from 1")

@@ -24,6 +24,7 @@ from batch_system.settings.urls import async_url
 from batch_system.testing.calendars import Calendars, Dates
 from batch_system.testing.driven import DrivenService
 from batch_system.testing.instances import Failures, Given, MadeUpstreams
+from batch_system.testing.kills import check_number
 from batch_system.testing.recorder import Recorder
 from batch_system.testing.records import CommittedChunk as CommittedChunk
 from batch_system.testing.records import (
@@ -165,8 +166,8 @@ class Batch:
         returned: see its `state`, `reason` and `error`. Raises InvalidParameters, InvalidTask.
         """
         known = self._known(task)
-        _check(kill_after_chunk)
-        _check(kill_after_part, "kill_after_part")
+        check_number(kill_after_chunk)
+        check_number(kill_after_part, "kill_after_part")
         if upstream is not None and not known.parameters.takes_upstream:
             if "upstream" not in known.parameters.names:
                 raise InvalidParameters(
@@ -185,6 +186,15 @@ class Batch:
             if upstream is not None:
                 self._upstreams.give(started.id, upstream)
             await self._finish(service, started.id, kill_after_chunk, kill_after_part)
+        return self._record(started.id)
+
+    async def start(self, task: TaskOrName, **params: Any) -> RunRecord:
+        """Queue a run of `task`. The next `settle()` or `advance()` begins it if its limit and its
+        rate allow it. Raises InvalidParameters, TooManyWaiting, InvalidTask.
+        """
+        known = self._known(task)
+        async with self._service() as service:
+            started = await service.operations(StartRun(name=known.name, parameters=params))
         return self._record(started.id)
 
     async def retry(self, run: RunOrTask, *, from_the_beginning: bool = False) -> RunRecord:
@@ -246,7 +256,7 @@ class Batch:
         it once more; only chunks that are committed from now on count. Raises BatchError if no run
         was killed.
         """
-        _check(kill_after_chunk)
+        check_number(kill_after_chunk)
         if self._killed is None:
             raise BatchError(
                 "there is no run to resume: call `batch.run(…, kill_after_chunk=…)` first"
@@ -381,12 +391,6 @@ class Batch:
                 yield service
         finally:
             self._is_busy = False
-
-
-def _check(number: Any, name: str = "kill_after_chunk") -> None:
-    is_int = isinstance(number, int) and not isinstance(number, bool)
-    if number is not None and not (is_int and number > 0):
-        raise ValueError(f"{name} is {number!r}; allowed: an int from 1")
 
 
 def _after(days: float, hours: float, minutes: float, seconds: float) -> datetime:

@@ -17,7 +17,9 @@ from batch_system import (
     BaseTask,
     Done,
     ItemTask,
+    Limit,
     Missed,
+    Rate,
     Retry,
     Skip,
     Start,
@@ -568,3 +570,33 @@ async def test_groups_and_later_starts_are_opened_when_it_is_time(batch: Batch) 
     assert {run.task: run.result for run in ended} == {"hello": "bob", "report": ["ann", "bob"]}
     [later] = await batch.advance(hours=1)
     assert (later.result, later.started_at) == ("later", START + 2 * HOUR)
+
+
+class Letters(BaseTask):
+    """Two at a time for each customer, and two in a minute."""
+
+    name, schedule = "letters", None
+    limit = Limit(lambda tenant: 0 if tenant == "closed" else 2, key="tenant", default=1)
+    rate = Rate(2, per=60, key="tenant")
+
+    async def run(self, tenant: str = "acme") -> None: ...
+
+
+async def test_limits_and_rates_hold_while_the_clock_stands_still(batch: Batch) -> None:
+    batch.add(Letters)
+    for tenant in ("acme", "acme", "acme", "acme", "acme", "bolt", "closed"):
+        assert (await batch.start(Letters, tenant=tenant)).state == "queued"
+    begun = [run.params for run in await batch.settle()]
+    assert sorted(each["tenant"] for each in begun if each) == ["acme", "acme", "bolt"]
+    begun = [run.params for run in await batch.advance(seconds=60)]
+    assert [each["tenant"] for each in begun if each] == ["acme", "acme"]
+    assert len(await batch.advance(minutes=5)) == 1
+    assert [run.params for run in batch.runs() if run.state == "queued"] == [{"tenant": "closed"}]
+
+
+async def test_a_run_waits_for_its_rate_while_the_clock_moves(batch: Batch) -> None:
+    batch.add(Letters)
+    began = batch.now
+    runs = [await batch.run(Letters) for _ in range(3)]
+    assert [run.state for run in runs] == ["succeeded"] * 3
+    assert batch.now == began + timedelta(minutes=1)

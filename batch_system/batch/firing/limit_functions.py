@@ -79,11 +79,19 @@ class LimitFunctions(Background):
             self._woken.set()
 
     async def _loop(self) -> None:
-        while True:
-            await self._woken.wait()
-            self._woken.clear()
-            self._next = clock.monotonic() + LOOK_SECONDS
-            await self.look()
+        try:
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                self._next = clock.monotonic() + LOOK_SECONDS
+                await self.look()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the threads as soon as their functions return."""
+        for threads in self._threads.values():
+            threads.close()
 
     async def look(self) -> None:
         """Call the functions for the keys whose runs wait, if their numbers are too old."""

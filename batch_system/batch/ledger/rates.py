@@ -108,6 +108,13 @@ async def begun(
     return number, free_at
 
 
+async def next_free(connection: AsyncConnection, now: datetime) -> datetime | None:
+    """When the first of all places that are taken at `now` is free again."""
+    query = select(func.min(rates.c.free_at)).where(rates.c.free_at > now)
+    at: datetime | None = (await connection.execute(query)).scalar()
+    return at
+
+
 async def take(
     connection: AsyncConnection, taken: Iterable[tuple[str, int, float]], now: datetime
 ) -> None:
