@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batch_system import clock
+from batch_system.batch.ledger.states import StartPriority
 from batch_system.cli import hints, progress, watch
 from batch_system.cli.opening import ask, refuse_service
 from batch_system.cli.options import AsJson, TaskName, instant, pairs, seconds, user, wait_for
@@ -82,6 +83,10 @@ def run(
             help="With --queue: for this time after a start, those with its key make no run.",
         ),
     ] = None,
+    priority: Annotated[
+        StartPriority | None,
+        typer.Option(help="With --queue: before or after the other runs of its queue."),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="With --queue: show the log until the run ends.")
     ] = False,
@@ -97,7 +102,7 @@ def run(
     """
     of_slot = instant(slot, "--slot") if slot is not None else None
     asked: dict[str, Any] = {"note": note, "key": key, "at": at}
-    asked |= {"debounce": debounce, "at_most": at_most, "once_in": once_in}
+    asked |= {"debounce": debounce, "at_most": at_most, "once_in": once_in, "priority": priority}
     given = {option: value for option, value in asked.items() if value is not None}
     if queue:
         if at is not None:

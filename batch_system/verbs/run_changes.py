@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, StringConstraints
 
+from batch_system.batch.ledger.states import StartPriority
 from batch_system.operations.asking.results import RunNow, Started
 from batch_system.operations.asking.sentences import About
 from batch_system.verbs.fields import Instant, Note, Reason, RunName, TaskName
@@ -55,6 +56,9 @@ class StartRun(
         gt=0,
         description="Seconds after a start in which others with its key make no run.",
     )
+    priority: StartPriority | None = Field(
+        None, description="high: before the others of its queue; low: after them."
+    )
 
     async def perform(self, context: Context) -> Started:
         from batch_system.operations.runs import change
@@ -68,6 +72,7 @@ class StartRun(
             self.at,
             self.note,
             {"debounce": self.debounce, "at_most": self.at_most, "once_in": self.once_in},
+            self.priority,
         )
 
 

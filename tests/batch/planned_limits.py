@@ -60,6 +60,8 @@ async def send(ledger: Database, tasks: dict[str, Task], of: Of, now: datetime) 
     task = tasks["mail"]
     params = {"tenant": "0"}
     async with ledger.engine.begin() as connection:
+        urgent = Starts((StartRequest(Startable.of(task), params, priority="high"),))
+        await enqueue.write(connection, urgent, "")
         with of("claim with a limit"):
             await claiming.take(connection, tasks, NODE, Capacity(5, 5), turns=Turns())
         with of("start with a limit"):

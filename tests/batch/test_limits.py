@@ -20,7 +20,7 @@ from batch_system.batch.execution.engine import LocalEngine
 from batch_system.batch.execution.run_here import ManualRun
 from batch_system.batch.ledger import gauges, limit_numbers, queue_rows
 from batch_system.batch.ledger.runs import Claimed
-from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.states import Rank, RunState, StartPriority
 from batch_system.batch.queue import claiming, enqueue, left_queues
 from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.queue.requests import Startable, StartRequest, Starts
@@ -45,13 +45,18 @@ def limited(limit: Limit, name: str = "mail", **attributes: Any) -> Task:
     return make_task(name, None, mail, limit=limit, **attributes)
 
 
-async def queue(ledger: Database, task: Task, *tenants: str | None) -> list[str]:
+async def queue(
+    ledger: Database,
+    task: Task,
+    *tenants: str | None,
+    priority: StartPriority | None = None,
+) -> list[str]:
     """Queue a run for each of these tenants; None: the run does not give the parameter."""
     ids = []
     async with ledger.engine.begin() as connection:
         for tenant in tenants:
             params = None if tenant is None else {"tenant": tenant}
-            starts = Starts((StartRequest(Startable.of(task), params),))
+            starts = Starts((StartRequest(Startable.of(task), params, priority=priority),))
             ids.append(str(await enqueue.write(connection, starts, None)))
     return ids
 
@@ -107,6 +112,39 @@ async def test_the_next_look_begins_behind_the_key_that_was_served_last(ledger: 
     for _ in range(4):
         await claim(ledger, tasks, 2, turns)
     assert await tenants(ledger) == dict.fromkeys("abcdefgh", 1)
+
+
+async def test_within_a_key_a_start_of_high_priority_goes_first_and_a_low_one_last(
+    ledger: Database,
+) -> None:
+    tasks = await know(ledger, limited(Limit(1, key="tenant")))
+    order: tuple[StartPriority | None, ...] = ("low", None, "high")
+    ids = {
+        (await queue(ledger, tasks["mail"], "acme", priority=priority))[0]: priority
+        for priority in order
+    }
+    begun = []
+    for _ in order:
+        claimed = await claim(ledger, tasks)
+        begun += [ids[run.id] for run in claimed]
+        await finish(ledger, *[ending(run) for run in claimed])
+    assert begun == ["high", None, "low"]
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+async def test_runs_of_high_priority_get_half_of_what_begins_and_no_key_waits_for_ever(
+    ledger: Database, most: int
+) -> None:
+    tasks = await know(ledger, limited(Limit(100, key="tenant")))
+    others = [f"t{n:02}" for n in range(20)]
+    await queue(ledger, tasks["mail"], *others)
+    await queue(ledger, tasks["mail"], *["z"] * 40, priority="high")
+    turns, begun = Turns(), 0
+    while begun < 20:
+        begun += len(await claim(ledger, tasks, most, turns))
+    running = await tenants(ledger)
+    assert abs(running["z"] - begun // 2) <= 2
+    assert all(running[other] for other in others[: begun // 2 - 2])
 
 
 async def test_keys_whose_runs_can_not_start_hide_no_other(

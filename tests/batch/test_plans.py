@@ -134,7 +134,8 @@ IN_ORDER = {
     r"(uq_batch_incidents_open|ix_batch_incidents_open$|ix_batch_runs_held|ix_batch_nodes_live"
     r"|ix_batch_limits_failed)|(SCAN|Seq Scan on) batch_schedules"
     r"|Seq Scan on batch_(incidents|limits|tasks t_\d)",
-    "claim with a limit": r"Seq Scan on batch_limits l$",
+    **dict.fromkeys(("claim", "claim retries"), r"USING INDEX ix_batch_runs_high$"),
+    "claim with a limit": r"Seq Scan on batch_limits l$|USING INDEX ix_batch_runs_high$",
     "function of a limit": r"USING INDEX ix_batch_limits_failed|Seq Scan on batch_limits l$",
     "send": r"USING INDEX ix_batch_outbox_unsent",
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
@@ -147,7 +148,7 @@ IN_ORDER = {
     r"|ix_batch_nodes_live|ix_batch_events_action|\w+_batch_(nodes|quarantine)_1"
     r"|pk_batch_(nodes|quarantine))$|Seq Scan on batch_quarantine$",
     "strip": r"USING INDEX ix_batch_nodes_live$",
-    "tickets": r"USING (COVERING )?INDEX ix_batch_runs_held",
+    "tickets": r"USING (COVERING )?INDEX ix_batch_runs_(held|high$)",
 }
 """Scans that are allowed: a list stops after a page, and a search after 100,000 ids, and so do the
 count of items in quarantine and the search for the newest processes; the indexes of nodes and
@@ -161,6 +162,7 @@ PLANS = {
     "fire": {"uq_batch_schedules_open", "ix_batch_runs_in_the_way", "ix_batch_missed_task"},
     "claim": {
         *(
+            "ix_batch_runs_high",
             "ix_batch_runs_waiting",
             "ix_batch_runs_queue",
             "ix_batch_runs_retry_due",
@@ -170,6 +172,7 @@ PLANS = {
     },
     "claim retries": {
         *(
+            "ix_batch_runs_high",
             "ix_batch_runs_waiting",
             "ix_batch_runs_queue",
             "ix_batch_runs_retry_due",
@@ -262,6 +265,7 @@ PLANS = {
     "hold": {"ix_batch_runs_held"},
     "tickets": {
         *(
+            "ix_batch_runs_high",
             "ix_batch_runs_waiting",
             "ix_batch_runs_queue",
             "ix_batch_runs_retry_due",
@@ -345,6 +349,7 @@ PLANS = {
     "claim with a limit": {
         *("ix_batch_runs_queue", "ix_batch_runs_retry_queue", "uq_batch_runs_exclusive"),
         *("ix_batch_runs_waiting", "ix_batch_runs_retrying", "ix_batch_runs_retry_due"),
+        "ix_batch_runs_high",
     },
     "start with a limit": {"ix_batch_runs_queue"},
     "keys": {

@@ -31,6 +31,7 @@ from batch_system import (
 )
 from batch_system.batch.firing.handover import Handover, hand_over
 from batch_system.batch.ledger.migration import LEDGER_HISTORY
+from batch_system.batch.ledger.states import Rank
 from batch_system.batch.nodes.ledger_poll import LedgerChanges
 from batch_system.batch.nodes.outage import Outage
 from batch_system.config import get_settings
@@ -228,13 +229,17 @@ async def count(batch: BatchService, state: str, number: int) -> bool:
     return len(await rows(batch.ledger, state=state)) == number
 
 
-async def test_a_start_in_a_session_may_be_for_later(batch: BatchService, place: Place) -> None:
+async def test_a_start_in_a_session_may_be_for_later_and_of_another_priority(
+    batch: BatchService, place: Place
+) -> None:
     at = clock.now() + timedelta(days=3)
     async with get_db() as db:
-        one = await start(Invoice, at=at, session=db)
+        one = await start(Invoice, at=at, priority="high", session=db)
         two = await start(Invoice, delay=timedelta(days=2), session=db)
         await db.commit()
     await until(lambda: count(batch, "waiting", 2))
+    ranks = {row["id"]: row["rank"] for row in await rows(batch.ledger)}
+    assert ranks == {one: Rank.INTERRUPTED, two: Rank.MANUAL}
     later = {row["id"]: row["due_at"] for row in await rows(batch.ledger)}
     assert later[one] == at
     assert abs(later[two] - at + timedelta(days=1)) < timedelta(seconds=20)

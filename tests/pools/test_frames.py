@@ -136,7 +136,9 @@ def test_runs_and_endings_come_back_as_they_were() -> None:
     assert (type(back.error).__name__, str(back.error), back.wait) == ("ValueError", "no good", 1.5)
     limited = Queueing("a", None, Limit(2, key="b", total=9), 1, Rate(3, per=60, key="b"))
     for queueing in (Queueing("a", "a"), limited):
-        request = StartRequest(Startable("a", "a.py", queueing, 5), {"b": 1}, "key", SLOT)
+        request = StartRequest(
+            Startable("a", "a.py", queueing, 5), {"b": 1}, "key", SLOT, priority="low"
+        )
         starts = Starts((request,))
         assert child_json.starts_from_json(child_json.starts_as_json(starts)) == starts
 

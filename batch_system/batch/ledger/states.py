@@ -4,6 +4,7 @@ Pure. The statements in transitions.py are made from TRANSITIONS.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
@@ -73,10 +74,15 @@ class Rank:
     JOINING = -1
     """A run that goes on after its parts. While it is queued it still has its lane."""
     INTERRUPTED = 0
+    """A run that goes on after an interruption, or that was started with a high priority."""
     ON_TIME = 1
     MANUAL = 2
     CATCH_UP = 3
+    """A run for a slot of the past, or that was started with a low priority."""
 
+
+StartPriority = Literal["high", "low"]
+RANK_OF_PRIORITY: Mapping[StartPriority, int] = {"high": Rank.INTERRUPTED, "low": Rank.CATCH_UP}
 
 How = Literal["created", "merged", "dropped", "known", "pending"]
 """What became of a start: see StartedRun in queue/requests.py."""

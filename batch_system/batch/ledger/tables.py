@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-from batch_system.batch.ledger.states import ACTIVE, CLAIMABLE, RunState
+from batch_system.batch.ledger.states import ACTIVE, CLAIMABLE, Rank, RunState
 from batch_system.database.types import Id, Json, UtcDateTime
 from batch_system.database.types import new_id as new_id
 from batch_system.settings.pools import DEFAULT_POOL
@@ -51,6 +51,8 @@ def is_one_of(states: Iterable[RunState], column: str = UNINDEXED_STATE) -> str:
 READY_SQL = is_one_of(state for state in CLAIMABLE if state != RunState.RETRYING)
 """Runs that may start now. Their `due_at` does not matter: it may be from a clock that was ahead.
 """
+HIGH_SQL = f"rank = {Rank.INTERRUPTED} AND {READY_SQL}"
+"""Those of them that go before the others of their queue."""
 RETRYING_SQL = f"{UNINDEXED_STATE} = 'retrying'"
 """Runs that may start at their `due_at`."""
 HELD_SQL = f"{UNINDEXED_STATE} = 'running'"
@@ -240,6 +242,7 @@ runs = Table(
     # retries.
     Index("ix_batch_runs_waiting", "task", "created_at", **where(READY_SQL)),
     Index("ix_batch_runs_queue", "task", "exclusive", "rank", "due_at", "id", **where(READY_SQL)),
+    Index("ix_batch_runs_high", "task", "due_at", **where(HIGH_SQL)),
     Index("ix_batch_runs_retry_due", "due_at", **where(RETRYING_SQL)),
     Index("ix_batch_runs_retrying", "task", "created_at", **where(RETRYING_SQL)),
     Index(

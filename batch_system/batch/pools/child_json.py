@@ -13,7 +13,7 @@ from batch_system import failures
 from batch_system.batch.context.upstream import Done
 from batch_system.batch.execution.ending import Ending
 from batch_system.batch.ledger.runs import Claimed
-from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.states import RANK_OF_PRIORITY, RunState
 from batch_system.batch.queue.requests import Merging, Startable, StartedRun, StartRequest, Starts
 from batch_system.batch.tasks.limit import Queueing
 from batch_system.batch.tasks.retry_after import MOST_SECONDS
@@ -108,7 +108,11 @@ def _request_from_json(values: Json) -> StartRequest:
     delay = float(values["delay"]) if values["delay"] is not None else None
     at, slot = _instant(values["at"]), _instant(values["slot"])
     merging = Merging(**values["merging"]) if values["merging"] is not None else None
-    return StartRequest(startable, params, _text(values["key"]), slot, at, delay, merging)
+    priority = values["priority"]
+    if priority is not None and priority not in RANK_OF_PRIORITY:
+        raise ValueError(f"priority is {priority!r}")
+    key = _text(values["key"])
+    return StartRequest(startable, params, key, slot, at, delay, merging, priority)
 
 
 def started_as_json(run: StartedRun) -> Json:

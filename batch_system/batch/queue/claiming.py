@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
+    Boolean,
     ColumnElement,
     Integer,
     Select,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     bindparam,
     false,
     func,
+    literal_column,
     or_,
     select,
     text,
@@ -31,11 +33,11 @@ from sqlalchemy.sql.selectable import TextualSelect
 from batch_system.batch.ledger import database_time, json_rows, queue_rows, transitions
 from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.ledger.states import Rank, RunState
-from batch_system.batch.ledger.tables import HELD_SQL, HOLDS_LANE_SQL, not_held, runs
+from batch_system.batch.ledger.tables import HELD_SQL, HIGH_SQL, HOLDS_LANE_SQL, not_held, runs
 from batch_system.batch.ledger.transitions import CLAIMED_COLUMNS
 from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head, Rule
-from batch_system.batch.queue.turns import Turns, heads_in_turn, take_places, together
+from batch_system.batch.queue.turns import Look, Turns, take_places, together
 from batch_system.batch.tasks.registry import Task
 from batch_system.database import sql
 from batch_system.settings.pools import DEFAULT_POOL
@@ -116,12 +118,13 @@ def _is_retry_due(now: ColumnElement[datetime]) -> ColumnElement[bool]:
 @dataclass(frozen=True)
 class Due:
     """The names of the tasks that have runs to start at `now`, the database time. `retries`:
-    whether a retry is due.
+    whether a retry is due. `urgent`: whether a run waits that goes before the others of its queue.
     """
 
     now: datetime
     names: frozenset[str]
     retries: bool
+    urgent: bool = False
 
 
 async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -> Due:
@@ -134,9 +137,8 @@ async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -
     """
     now = database_time.process_now(connection)
     parameters = {} if now is None else {"process_now": now}
-    rows = (
-        await connection.execute(_due_query(tuple(sorted(pools)), now is None), parameters)
-    ).all()
+    statement = _due_query(tuple(sorted(pools)), now is None, connection.dialect.name)
+    rows = (await connection.execute(statement, parameters)).all()
     names = {row.task for row in rows if row.task is not None}
     if rows[0].retries:
         names |= set(
@@ -144,22 +146,26 @@ async def due(connection: AsyncConnection, pools: Collection[str] = OWN_POOLS) -
                 await connection.execute(queue_rows.names_of_pools(queue_rows.RETRIES, pools))
             ).scalars()
         )
-    return Due(rows[0].at, frozenset(names), rows[0].retries)
+    return Due(rows[0].at, frozenset(names), rows[0].retries, rows[0].urgent)
 
 
 @cache
-def _due_query(pools: tuple[str, ...], is_database_time: bool) -> Select[Any]:
+def _due_query(pools: tuple[str, ...], is_database_time: bool, kind: str) -> Select[Any]:
     """The query of `due`, cached because building it takes longer than executing it."""
     now = (
         database_time.statement_start()
         if is_database_time
         else bindparam("process_now", type_=runs.c.due_at.type)
     )
-    once = select(now.label("at"), _is_retry_due(now).label("retries")).subquery("once")
+    high = f"SELECT 1 FROM batch_runs{sql.hint('ix_batch_runs_high', kind)} WHERE {HIGH_SQL}"
+    is_urgent = literal_column(f"EXISTS ({high})", Boolean)
+    once = select(
+        now.label("at"), _is_retry_due(now).label("retries"), is_urgent.label("urgent")
+    ).subquery("once")
     waiting = (
         queue_rows.names_of_pools(queue_rows.READY, pools).columns(runs.c.task).subquery("waiting")
     )
-    return select(once.c.at, once.c.retries, waiting.c.task).select_from(
+    return select(once.c.at, once.c.retries, once.c.urgent, waiting.c.task).select_from(
         once.join(waiting, true(), isouter=True)
     )
 
@@ -258,9 +264,9 @@ async def startable(
         others = []
     if not limited:
         return due_now.now, others
-    in_turn = await heads_in_turn(
-        connection, limited, due_now.now, due_now.retries, capacity.runs, turns or Turns(), locks
-    )
+    turns = turns or Turns()
+    look = Look(connection, limited, due_now.now, due_now.retries, capacity.runs, turns, locks)
+    in_turn = await look.heads(due_now.urgent)
     return due_now.now, together(others, in_turn, capacity.runs)
 
 

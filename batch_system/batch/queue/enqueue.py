@@ -18,6 +18,7 @@ from batch_system.batch.context.current_run import CurrentRun, current_run_if_an
 from batch_system.batch.ledger import database_time, key_counts, merges, runs, tables
 from batch_system.batch.ledger import tasks as known_tasks
 from batch_system.batch.ledger.runs import NewRun
+from batch_system.batch.ledger.states import RANK_OF_PRIORITY
 from batch_system.batch.queue.requests import Merging, StartedRun, StartRequest, Starts
 from batch_system.batch.queue.requests import Startable as Startable
 from batch_system.database.engine import Database
@@ -177,6 +178,8 @@ def _new(request: StartRequest, now: datetime, by: str | None, parent: str | Non
     new = NewRun.queued(
         task.name, request.slot, now, exclusive=queue, priority=task.priority, **asked
     )
+    if request.priority is not None:
+        new.rank = RANK_OF_PRIORITY[request.priority]
     at = now + timedelta(seconds=request.delay) if request.delay is not None else request.at
     if at is not None and at > now:
         new.wait(at)

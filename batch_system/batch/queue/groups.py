@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from batch_system.batch.ledger.states import StartPriority
 from batch_system.batch.ledger.waits import Gate
 from batch_system.batch.queue import enqueue, session_starts
 from batch_system.batch.queue.requests import StartRequest, Starts
@@ -33,6 +34,7 @@ class Start:
         slot: datetime | None = None,
         at: datetime | None = None,
         delay: float | timedelta | None = None,
+        priority: StartPriority | None = None,
         on: Literal["success", "end"] = "success",
         params: Mapping[str, Any] | None = None,
         **given: Any,
@@ -41,6 +43,7 @@ class Start:
         self.task = task
         self.on = on
         self._asked: dict[str, Any] = {"slot": slot, "at": at, "delay": delay, "params": params}
+        self._asked["priority"] = priority
         self._given = given
 
     def checked(self, key: str | None = None) -> StartRequest:

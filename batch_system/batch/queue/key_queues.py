@@ -4,7 +4,7 @@ each. They are found by one jump in the index for each queue, however many runs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import json_rows, queue_rows
 from batch_system.batch.ledger.states import RunState
-from batch_system.batch.ledger.tables import HOLDS_LANE_SQL, runs
+from batch_system.batch.ledger.tables import HIGH_SQL, HOLDS_LANE_SQL, not_held, runs
 from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head
 from batch_system.database import sql
 
@@ -96,6 +96,63 @@ async def read_queues(
     return found
 
 
+async def urgent(
+    connection: AsyncConnection, tasks: Collection[str], most: int
+) -> dict[str, list[Queue]]:
+    """The queues of these tasks in which runs wait that go before the others of their queue, each
+    with the first of these runs; the longest waiting first. At most `most` runs of each task are
+    read.
+    """
+    kind = connection.dialect.name
+    rows = json_rows.encode([{"task": task, "exclusive": ""} for task in tasks], kind)
+    heads: dict[tuple[str, str], list[Head]] = {}
+    for row in await connection.execute(_urgent(kind), {"rows": rows, "most": most}):
+        head = Head(*row)
+        heads.setdefault((head.task, head.exclusive or ""), []).append(head)
+    taken: dict[str, dict[int, bool]] = {queue: {} for _, queue in heads}
+    queues = json_rows.encode([{"exclusive": queue} for queue in taken], kind)
+    for queue, lanes in await connection.execute(_taken(kind), {"rows": queues}):
+        taken[queue] = _lanes(lanes)
+    found: dict[str, list[Queue]] = {task: [] for task in tasks}
+    for (task, queue), its in heads.items():
+        found[task].append(Queue(queue, taken[queue], its))
+    return found
+
+
+@cache
+def _urgent(kind: str) -> TextualSelect:
+    source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
+    first = (
+        f"SELECT q.id FROM batch_runs q WHERE q.task = v.task AND {HIGH_SQL} AND {not_held('q')} "
+        "ORDER BY q.due_at LIMIT (SELECT :most)"
+    )
+    statement = sql.statement(
+        f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} FROM {source} "
+        f"JOIN batch_runs r ON {sql.among('r.id', first, kind)} ORDER BY r.due_at, r.id",
+        most=Integer(),
+    )
+    return statement.columns(*HEAD_COLUMNS)
+
+
+@cache
+def _taken(kind: str) -> TextualSelect:
+    statement = sql.statement(
+        f"SELECT v.exclusive, ({_taken_in('v', kind)}) AS taken "
+        f"FROM {json_rows.source([runs.c.exclusive], kind)}"
+    )
+    return statement.columns(runs.c.exclusive, Column("taken", Text))
+
+
+def _taken_in(place: str, kind: str) -> str:
+    """SQL for the lanes of the queue of `place`, which is an alias, as `_lanes` reads them."""
+    lane = f"x.lane || CASE WHEN x.state = '{RunState.QUEUED}' THEN 'q' ELSE '' END"
+    lanes = f"string_agg({lane}, ' ')" if kind == "postgresql" else f"group_concat({lane}, ' ')"
+    return (
+        f"SELECT {lanes} FROM batch_runs x WHERE x.exclusive = {place}.exclusive "
+        f"AND {HOLDS_LANE_SQL}"
+    )
+
+
 def _lanes(taken: str | None) -> dict[int, bool]:
     """The lanes that are written as "1 2q": the second one is held by a queued run."""
     return {int(each.rstrip("q")): each.endswith("q") for each in (taken or "").split()}
@@ -104,14 +161,11 @@ def _lanes(taken: str | None) -> dict[int, bool]:
 @cache
 def _queues(kind: str, retries: bool) -> TextualSelect:
     source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
-    lane = f"x.lane || CASE WHEN x.state = '{RunState.QUEUED}' THEN 'q' ELSE '' END"
-    lanes = f"string_agg({lane}, ' ')" if kind == "postgresql" else f"group_concat({lane}, ' ')"
-    taken = f"SELECT {lanes} FROM batch_runs x WHERE x.exclusive = w.exclusive AND {HOLDS_LANE_SQL}"
     first = queue_rows.first("exclusive = v.exclusive", ":each", retries)
     head = ", ".join(f"r.{c.name}" for c in HEAD_COLUMNS)
     statement = sql.statement(
         f"{_recursion(source, retries)} SELECT v.task, v.exclusive, v.taken, {head} FROM "
-        f"(SELECT w.task, w.exclusive, w.number, ({taken}) AS taken FROM w "
+        f"(SELECT w.task, w.exclusive, w.number, ({_taken_in('w', kind)}) AS taken FROM w "
         "WHERE w.exclusive IS NOT NULL) AS v "
         f"LEFT JOIN batch_runs r ON {sql.among('r.id', first, kind)} "
         "ORDER BY v.task, v.number, r.rank, r.due_at, r.id",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from batch_system.batch.ledger.states import How
+from batch_system.batch.ledger.states import RANK_OF_PRIORITY, How, StartPriority
 from batch_system.batch.tasks.declaration import LONGEST
 from batch_system.batch.tasks.limit import Queueing
 from batch_system.batch.tasks.registry import Task
@@ -66,7 +66,7 @@ class Merging:
 @dataclass(frozen=True)
 class StartRequest:
     """A request for one run. The run does not begin before `at` (aware), or before `delay` seconds
-    have passed.
+    have passed. `priority`: whether it goes before, or after, the others of its queue.
     """
 
     task: Startable
@@ -76,6 +76,7 @@ class StartRequest:
     at: datetime | None = None
     delay: float | None = None
     merging: Merging | None = None
+    priority: StartPriority | None = None
 
     @classmethod
     def checked(
@@ -92,6 +93,7 @@ class StartRequest:
         debounce: Any = None,
         at_most: Any = None,
         once_in: Any = None,
+        priority: Any = None,
     ) -> StartRequest:
         """Check the arguments of a caller. `given`: the parameters of `run()`. Raises
         InvalidParameters.
@@ -104,9 +106,14 @@ class StartRequest:
         for name, instant in (("slot", slot), ("at", at)):
             if instant is not None and not is_instant(instant):
                 raise InvalidParameters(f"{call}: {name} is {echoed(instant)}; allowed: {INSTANT}")
+        if priority is not None and priority not in RANK_OF_PRIORITY:
+            raise InvalidParameters(
+                f"{call}: priority is {echoed(priority)}; allowed: 'high', 'low' or None"
+            )
         if at is not None and delay is not None:
             raise InvalidParameters(f"{call}: at and delay were both given; allowed: one of them")
         own = {"key": key, "at": at, "delay": delay, "in_group": in_group or None}
+        own["priority"] = priority
         times = {"debounce": debounce, "at_most": at_most, "once_in": once_in}
         stored = task.parameters.to_json(_parameters_of_run(task, call, own | times, given, params))
         merging = merging_of(call, key, times, at=at, delay=delay)
@@ -123,6 +130,7 @@ class StartRequest:
             at,
             _seconds(call, "delay", delay),
             merging,
+            priority,
         )
 
 

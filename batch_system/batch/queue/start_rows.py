@@ -11,7 +11,7 @@ from sqlalchemy import Row
 
 from batch_system.batch.ledger.json_rows import storable
 from batch_system.batch.ledger.runs import NewRun
-from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.waits import Gate
 from batch_system.batch.queue.requests import LONGEST_KEY, Merging
 from batch_system.batch.tasks.declaration import LONGEST
@@ -61,6 +61,7 @@ class StoredStart(BaseModel):
     gate: Gate | None = None
     exclusive: str | None = Field(default=None, max_length=120)
     priority: int = Field(default=0, ge=-1000, le=1000)
+    rank: int = Field(default=Rank.MANUAL, ge=Rank.INTERRUPTED, le=Rank.CATCH_UP)
     requested_by: str | None = None
     parent: str | None = Field(default=None, pattern=ID)
     traceparent: str | None = Field(default=None, max_length=55)
@@ -85,7 +86,7 @@ class StoredStart(BaseModel):
             key=self.key,
             parent=self.parent,
         )
-        new.id, new.traceparent = self.id, self.traceparent
+        new.id, new.traceparent, new.rank = self.id, self.traceparent, self.rank
         if self.follow_up != self.id:
             new.awaited_by = self.follow_up
         if self.due_at is not None:
@@ -94,7 +95,7 @@ class StoredStart(BaseModel):
 
 
 _JSON = TypeAdapter(dict[str, Any])
-FIELDS = tuple(StoredStart.model_fields.keys() - {"id", "follow_up", "due_at", "merging"})
+FIELDS = tuple(StoredStart.model_fields.keys() - {"id", "follow_up", "due_at", "merging", "rank"})
 
 
 def stored(
@@ -103,6 +104,8 @@ def stored(
     """The row of a new run, by column. `follow_up`: that of its group."""
     values = vars(run)
     kept = {name: values[name] for name in FIELDS if values[name] is not None}
+    if run.rank != Rank.MANUAL:  # an older version knows no ranks here
+        kept["rank"] = run.rank
     if run.slot is not None:
         kept["slot"] = run.slot.isoformat()
     if run.state == RunState.WAITING:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from batch_system.batch.ledger import tables
+from batch_system.batch.ledger.states import StartPriority
 from batch_system.batch.queue import enqueue, session_starts
 from batch_system.batch.queue.requests import StartedRun, StartRequest, Starts
 from batch_system.batch.tasks.base import BaseTask
@@ -30,6 +31,7 @@ async def start(
     session: AsyncSession | None = None,
     key: str | None = None,
     slot: datetime | None = None,
+    priority: StartPriority | None = None,
     params: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> StartedRun: ...
@@ -46,6 +48,7 @@ async def start(
     slot: datetime | None = None,
     at: datetime | None = None,
     delay: float | timedelta | None = None,
+    priority: StartPriority | None = None,
     params: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> StartedRun: ...
@@ -62,6 +65,7 @@ async def start(
     at: datetime | None = None,
     delay: float | timedelta | None = None,
     in_group: bool = False,
+    priority: StartPriority | None = None,
     params: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> str: ...
@@ -80,6 +84,7 @@ async def start(
     debounce: float | timedelta | None = None,
     at_most: float | timedelta | None = None,
     once_in: float | timedelta | None = None,
+    priority: StartPriority | None = None,
     params: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> str:
@@ -110,6 +115,9 @@ async def start(
           times `debounce`.
       once_in: Seconds, or a timedelta. For this time after a start, those with the same `key` make
           no run.
+      priority: "high": the run goes before the others of its queue, and among the keys of a limit
+          the runs of high priority get up to half of what may begin. "low": it goes after them.
+          Between tasks, the attribute `priority` of a task decides.
       params: The parameters of `run()` as a dict, if one of them has the name of an argument of
           `start()`.
 
@@ -121,7 +129,7 @@ async def start(
     node now holds the calling run. With `session` also what its database raises.
     """
     own = {"key": key, "slot": slot, "at": at, "delay": delay, "in_group": in_group}
-    own |= {"debounce": debounce, "at_most": at_most, "once_in": once_in}
+    own |= {"debounce": debounce, "at_most": at_most, "once_in": once_in, "priority": priority}
     starts = _checked(task, given, params, own)
     run = await (
         enqueue.submit(starts) if session is None else session_starts.write(session, starts)
@@ -141,6 +149,7 @@ def start_sync(
     debounce: float | timedelta | None = None,
     at_most: float | timedelta | None = None,
     once_in: float | timedelta | None = None,
+    priority: StartPriority | None = None,
     params: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> str:
@@ -151,7 +160,7 @@ def start_sync(
     database takes to insert a row.
     """
     own = {"key": key, "slot": slot, "at": at, "delay": delay}
-    own |= {"debounce": debounce, "at_most": at_most, "once_in": once_in}
+    own |= {"debounce": debounce, "at_most": at_most, "once_in": once_in, "priority": priority}
     return str(session_starts.write_sync(session, _checked(task, given, params, own)))
 
 

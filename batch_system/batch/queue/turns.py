@@ -21,7 +21,7 @@ from batch_system.batch.ledger import key_counts, limit_numbers, rates
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import Head, free_lanes
-from batch_system.batch.queue.key_queues import Queue, read_queues
+from batch_system.batch.queue.key_queues import Queue, read_queues, urgent
 from batch_system.batch.tasks.limit import Limit, Queueing
 from batch_system.database import name_locks
 
@@ -49,6 +49,8 @@ class Turns:
         """The free places of the rates that the last look has read, by bucket."""
         self.numbers: dict[str, int] = {}
         """How many queues of each task the last look has read."""
+        self.looks = 0
+        """How many looks have found runs that go before the others of their queue."""
 
     def after(self, task: str) -> str:
         """The queue behind which the next look at this task begins."""
@@ -59,9 +61,11 @@ class Turns:
         self._served[task] = queue
 
     def serve(self, heads: Iterable[Head]) -> None:
-        """Remember that these runs begin. They are in the order of their turns."""
+        """Remember that these runs begin. They are in the order of their turns, except those that
+        go before the others.
+        """
         for head in heads:
-            if head.exclusive is not None:
+            if head.exclusive is not None and head.rank != Rank.INTERRUPTED:
                 self._served.pop(head.task, None)
                 self._served[head.task] = head.exclusive
 
@@ -79,55 +83,113 @@ def sizes(most: int, tasks: int) -> Iterator[int]:
         yield max(LEAST_QUEUES, queues // tasks)
 
 
-async def heads_in_turn(
-    connection: AsyncConnection,
-    limited: Iterable[Queueing],
-    now: datetime,
-    retries: bool,
-    most: int,
-    turns: Turns,
-    locks: bool,
-) -> list[Head]:
-    """The runs of tasks with a limit that may start now: key by key, in the order of their turns.
-    `locks`: the caller claims them in this transaction.
-    """
-    queueings = {each.task: each for each in limited}
-    room = await _room_of_totals(connection, queueings.values(), turns, locks)
-    turns.places = {}
-    found: dict[str, list[Head]] = {}
-    given: dict[str, list[int]] = defaultdict(list)
-    """The lanes of queues, which tasks may share."""
-    given_places: Counter[str] = Counter()
-    chosen: set[str] = set()
-    left = dict.fromkeys(
-        task for task in turns.in_order(queueings) if room.get(queueings[task].prefix, 1)
-    )
-    for task in [task for task in left if queueings[task].has_one_bucket]:
-        await _read_places(connection, queueings[task], [""], now, turns, locks)
-        if not turns.places[queueings[task].bucket_of("")]:
-            del left[task]
-    windows = Windows(connection, turns, now, retries)
-    found = {task: [] for task in left}
-    for size in sizes(most, len(left)) if left else ():
-        for task, queues in (await windows.following(left, size, most)).items():
-            its = queueings[task]
-            in_order = await _of_window(connection, its, queues, given, chosen)
-            if its.rate is not None:
-                names = [head.exclusive or "" for head in in_order]
-                await _read_places(connection, its, names, now, turns, locks)
-                in_order = _within_rate(in_order, its, turns, given_places)
-            of_window = _within(in_order[: most - len(found[task])], room, its.prefix)
-            for head in of_window:
-                given[head.exclusive or ""].append(head.lane)
-            chosen |= {head.id for head in of_window}
-            found[task] += of_window
-            if len(found[task]) == most or len(queues) < size:
-                del left[task]
-            if not found[task] and queues:
-                turns.skip(task, queues[-1].name)
-        if not left:
-            break
-    return [head for each in zip_longest(*found.values()) for head in each if head is not None]
+class Look:
+    """One look for the runs of tasks with a limit that may start at `now`."""
+
+    def __init__(
+        self,
+        connection: AsyncConnection,
+        limited: Iterable[Queueing],
+        now: datetime,
+        retries: bool,
+        most: int,
+        turns: Turns,
+        locks: bool,
+    ) -> None:
+        """`retries`: whether retries are due. `most`: how many runs of each task are found at most.
+        `locks`: the caller claims them in this transaction.
+        """
+        self._connection = connection
+        self._queueings = {each.task: each for each in limited}
+        self._now = now
+        self._retries = retries
+        self._most = most
+        self._turns = turns
+        self._locks = locks
+        self._room: dict[str, int] = {}
+        self._lanes: dict[str, list[int]] = defaultdict(list)
+        """The lanes that were given away, by queue. Tasks may share queues."""
+        self._places: Counter[str] = Counter()
+        """How many places of each bucket were given away."""
+        self._found: dict[str, list[Head]] = {}
+
+    async def heads(self, has_urgent: bool) -> list[Head]:
+        """The runs that may start: key by key, in the order of their turns. `has_urgent`: whether
+        wait that go before the others of their queue.
+        """
+        turns, most = self._turns, self._most
+        self._room = await _room_of_totals(
+            self._connection, self._queueings.values(), turns, self._locks
+        )
+        left = await self._tasks_with_room()
+        self._found = {task: [] for task in left}
+        if has_urgent and left:
+            await self._give_to_urgent(left)
+            left = dict.fromkeys(task for task in left if len(self._found[task]) < most)
+        windows = Windows(self._connection, turns, self._now, self._retries)
+        for size in sizes(most, len(left)) if left else ():
+            for task, queues in (await windows.following(left, size, most)).items():
+                found = self._found[task]
+                before = len(found)
+                await self._give(task, queues, most - before)
+                if len(found) == most or len(queues) < size:
+                    del left[task]
+                if len(found) == before and queues:
+                    turns.skip(task, queues[-1].name)
+            if not left:
+                break
+        in_turn = zip_longest(*self._found.values())
+        return [head for each in in_turn for head in each if head is not None]
+
+    async def _tasks_with_room(self) -> dict[str, None]:
+        """The tasks, in the order of their turns, whose total, and whose rate over all keys, let
+        another run begin.
+        """
+        self._turns.places = {}
+        left = dict.fromkeys(
+            task
+            for task in self._turns.in_order(self._queueings)
+            if self._room.get(self._queueings[task].prefix, 1)
+        )
+        for its in [self._queueings[task] for task in left]:
+            if its.has_one_bucket:
+                await self._read_places(its, [""])
+                if not self._turns.places[its.bucket_of("")]:
+                    del left[its.task]
+        return left
+
+    async def _give_to_urgent(self, tasks: Collection[str]) -> None:
+        """Give up to half of the room to runs of all keys that go before the others."""
+        self._turns.looks += 1
+        half = (self._most + self._turns.looks % 2) // 2
+        if half:
+            for task, queues in (await urgent(self._connection, tasks, half)).items():
+                await self._give(task, queues, half)
+
+    async def _give(self, task: str, queues: Sequence[Queue], room: int) -> None:
+        """Choose up to `room` runs of these queues: those that get a lane, within the total, and a
+        place of the rate.
+        """
+        its, found = self._queueings[task], self._found[task]
+        chosen = {head.id for head in found}
+        heads = await _of_window(self._connection, its, queues, self._lanes, chosen)
+        if its.rate is not None:
+            await self._read_places(its, [head.exclusive or "" for head in heads])
+            heads = _within_rate(heads, its, self._turns, self._places, room)
+        for head in _within(heads[:room], self._room, its.prefix):
+            self._lanes[head.exclusive or ""].append(head.lane)
+            found.append(head)
+
+    async def _read_places(self, queueing: Queueing, queues: Iterable[str]) -> None:
+        """Read the free places of the rate that these queues count for, unless this look has."""
+        assert queueing.rate is not None
+        turns = self._turns
+        buckets = {queueing.bucket_of(queue) for queue in queues} - turns.places.keys()
+        if buckets:
+            numbers = dict.fromkeys(buckets, queueing.rate.number)
+            found = await rates.places(self._connection, numbers, self._now, self._locks)
+            turns.are_locked |= bool(found.locked)
+            turns.places |= {bucket: found.free.get(bucket, []) for bucket in buckets}
 
 
 class Windows:
@@ -234,32 +296,16 @@ async def _room_of_totals(
     return room
 
 
-async def _read_places(
-    connection: AsyncConnection,
-    queueing: Queueing,
-    queues: Iterable[str],
-    now: datetime,
-    turns: Turns,
-    locks: bool,
-) -> None:
-    """Read the free places of the rate that these queues count for, unless this look has."""
-    assert queueing.rate is not None
-    buckets = {queueing.bucket_of(queue) for queue in queues} - turns.places.keys()
-    if buckets:
-        numbers = dict.fromkeys(buckets, queueing.rate.number)
-        found = await rates.places(connection, numbers, now, locks)
-        turns.are_locked |= bool(found.locked)
-        turns.places |= {bucket: found.free.get(bucket, []) for bucket in buckets}
-
-
 def _within_rate(
-    heads: Iterable[Head], queueing: Queueing, turns: Turns, given: Counter[str]
+    heads: Iterable[Head], queueing: Queueing, turns: Turns, given: Counter[str], most: int
 ) -> list[Head]:
-    """Those for which the rate has a place. `given`: how many places of each bucket this look has
-    given away, which tasks may share.
+    """The first `most` of those for which the rate has a place. `given`: how many places of each
+    bucket this look has given away, which tasks may share.
     """
-    chosen = []
+    chosen: list[Head] = []
     for head in heads:
+        if len(chosen) == most:
+            break
         if counts_for_rate(head):
             bucket = queueing.bucket_of(head.exclusive or "")
             if given[bucket] >= len(turns.places[bucket]):

@@ -13,7 +13,7 @@ from batch_system import clock
 from batch_system.batch.ledger import database_time
 from batch_system.batch.ledger.incidents import acknowledging
 from batch_system.batch.ledger.people import audit
-from batch_system.batch.ledger.states import FINAL, RunState
+from batch_system.batch.ledger.states import FINAL, RunState, StartPriority
 from batch_system.batch.queue import cancel as cancelling
 from batch_system.batch.queue import enqueue
 from batch_system.batch.queue import retry as retrying
@@ -49,13 +49,15 @@ async def start(
     at: datetime | None = None,
     note: str | None = None,
     merging: Mapping[str, float | None] | None = None,
+    priority: StartPriority | None = None,
 ) -> Started:
     """Queue a run for any service. `slot`: aware; None: the instant of the start.
 
     The task may be one that only other processes have loaded. `key`: if the task has a run with
     this key already, that run is returned. `at`: when it begins at the earliest (aware); None: at
     once. `note`: why. `merging`: the seconds of `debounce`, `at_most` and `once_in`, see
-    queue/starts.py. Raises UnknownTask, and InvalidParameters before anything is written.
+    queue/starts.py, as for `priority`. Raises UnknownTask, and InvalidParameters before anything is
+    written.
     """
     _check_slot_and_key(slot, key)
     merges = merging_of(f"start({task})", key, merging or {}, at=at)
@@ -65,7 +67,13 @@ async def start(
         startable = await startable_task(connection, context, task)
         values = startable.checked(params)
         request = StartRequest(
-            startable, values, key if merges is None else None, slot, at, merging=merges
+            startable,
+            values,
+            key if merges is None else None,
+            slot,
+            at,
+            merging=merges,
+            priority=priority,
         )
         run = await enqueue.write(connection, Starts((request,)), context.actor.name)
         after = {
@@ -73,6 +81,7 @@ async def start(
             "slot": slot.isoformat() if slot else None,
         }
         after |= {"at": at.isoformat()} if at is not None else {}
+        after |= {"priority": priority} if priority is not None else {}
         after |= {"how": run.how} if run.how in ("merged", "dropped") else {}
         now = await database_time.now_of(connection)
         await audit.record(
