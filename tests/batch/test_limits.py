@@ -131,6 +131,15 @@ async def test_within_a_key_a_start_of_high_priority_goes_first_and_a_low_one_la
     assert begun == ["high", None, "low"]
 
 
+async def test_a_new_process_goes_on_where_the_others_are(ledger: Database) -> None:
+    tasks = await know(ledger, limited(Limit(9, key="tenant")))
+    for name in "abcdefgh":
+        await queue(ledger, tasks["mail"], name, name)
+    for _ in range(4):
+        await claim(ledger, tasks, 2, Turns())
+    assert await tenants(ledger) == dict.fromkeys("abcdefgh", 1)
+
+
 @pytest.mark.parametrize("most", [1, 2, 5])
 async def test_runs_of_high_priority_get_half_of_what_begins_and_no_key_waits_for_ever(
     ledger: Database, most: int

@@ -135,7 +135,7 @@ IN_ORDER = {
     r"|ix_batch_limits_failed)|(SCAN|Seq Scan on) batch_schedules"
     r"|Seq Scan on batch_(incidents|limits|tasks t_\d)",
     **dict.fromkeys(("claim", "claim retries"), r"USING INDEX ix_batch_runs_high$"),
-    "claim with a limit": r"Seq Scan on batch_limits l$|USING INDEX ix_batch_runs_high$",
+    "claim with a limit": r"Seq Scan on batch_limits l$|USING INDEX ix_batch_runs_(high|held)$",
     "function of a limit": r"USING INDEX ix_batch_limits_failed|Seq Scan on batch_limits l$",
     "send": r"USING INDEX ix_batch_outbox_unsent",
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
@@ -349,7 +349,7 @@ PLANS = {
     "claim with a limit": {
         *("ix_batch_runs_queue", "ix_batch_runs_retry_queue", "uq_batch_runs_exclusive"),
         *("ix_batch_runs_waiting", "ix_batch_runs_retrying", "ix_batch_runs_retry_due"),
-        "ix_batch_runs_high",
+        *("ix_batch_runs_high", "ix_batch_runs_held"),
     },
     "start with a limit": {"ix_batch_runs_queue"},
     "keys": {

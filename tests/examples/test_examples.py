@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -19,6 +20,7 @@ from batch_system.testing.records import RunRecord
 from examples.api import APITask
 from examples.chunked import ChunkedTask
 from examples.custom import MyCustomTask
+from examples.customers import CustomerMailTask
 from examples.database import DatabaseTask
 from examples.dynamic_schedule import DynamicScheduleTask
 from examples.idempotent import IdempotentTask
@@ -466,3 +468,14 @@ async def test_the_books_are_closed_on_the_last_business_day(batch: Batch) -> No
     assert runs[0].result == "2026-01-30"
     assert runs[-1].result == "2026-12-30"  # the 31st is a Thursday, on which banks are closed
     assert len(runs) == 12
+
+
+# customers.py
+
+
+async def test_ten_mails_of_a_customer_are_sent_in_a_minute_and_hold_up_no_other(batch: Batch) -> None:
+    for customer in [*["acme"] * 12, "bolt"]:
+        await batch.start(CustomerMailTask, customer=customer)
+    sent = Counter(run.result for run in await batch.settle())
+    assert sent == {"acme": 10, "bolt": 1}
+    assert [run.result for run in await batch.advance(minutes=1)] == ["acme", "acme"]

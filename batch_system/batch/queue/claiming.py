@@ -37,7 +37,7 @@ from batch_system.batch.ledger.tables import HELD_SQL, HIGH_SQL, HOLDS_LANE_SQL,
 from batch_system.batch.ledger.transitions import CLAIMED_COLUMNS
 from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head, Rule
-from batch_system.batch.queue.turns import Look, Turns, take_places, together
+from batch_system.batch.queue.turns import Look, Turns, take_places
 from batch_system.batch.tasks.registry import Task
 from batch_system.database import sql
 from batch_system.settings.pools import DEFAULT_POOL
@@ -267,7 +267,21 @@ async def startable(
     turns = turns or Turns()
     look = Look(connection, limited, due_now.now, due_now.retries, capacity.runs, turns, locks)
     in_turn = await look.heads(due_now.urgent)
-    return due_now.now, together(others, in_turn, capacity.runs)
+    return due_now.now, _together(others, in_turn, capacity.runs)
+
+
+def _together(others: Sequence[Head], limited: Sequence[Head], most: int) -> list[Head]:
+    """The first `most` of both. Larger priorities go first; with equal ones, the runs of tasks with
+    a limit get half of the room, or what the others leave.
+    """
+    chosen: list[Head] = []
+    for priority in sorted({head.priority for head in (*others, *limited)}, reverse=True):
+        room = most - len(chosen)
+        theirs = [head for head in others if head.priority == priority]
+        own = [head for head in limited if head.priority == priority]
+        own = own[: max(room // 2, room - len(theirs))]
+        chosen += theirs[: room - len(own)] + own
+    return chosen
 
 
 async def heads(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Column, Integer, Text
+from sqlalchemy import Column, Integer, Text, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import json_rows, queue_rows
 from batch_system.batch.ledger.states import RunState
-from batch_system.batch.ledger.tables import HIGH_SQL, HOLDS_LANE_SQL, not_held, runs
+from batch_system.batch.ledger.tables import HELD_SQL, HIGH_SQL, HOLDS_LANE_SQL, not_held, runs
 from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head
 from batch_system.database import sql
 
@@ -94,6 +94,18 @@ async def read_queues(
         if head[0] is not None:
             queues[-1].heads.append(Head(*head))
     return found
+
+
+async def last_served(connection: AsyncConnection, tasks: Collection[str]) -> dict[str, str]:
+    """The queue of the run that has begun last, of each of these tasks. It reads the running
+    runs.
+    """
+    columns = (runs.c.task, runs.c.exclusive)
+    running = select(*columns).where(
+        text(HELD_SQL), runs.c.task.in_(tasks), runs.c.exclusive.is_not(None)
+    )
+    found = await connection.execute(running.order_by(runs.c.attempt_started_at))
+    return {row.task: row.exclusive for row in found}
 
 
 async def urgent(

@@ -21,7 +21,7 @@ from batch_system.batch.ledger import key_counts, limit_numbers, rates
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import Head, free_lanes
-from batch_system.batch.queue.key_queues import Queue, read_queues, urgent
+from batch_system.batch.queue.key_queues import Queue, last_served, read_queues, urgent
 from batch_system.batch.tasks.limit import Limit, Queueing
 from batch_system.database import name_locks
 
@@ -51,6 +51,13 @@ class Turns:
         """How many queues of each task the last look has read."""
         self.looks = 0
         """How many looks have found runs that go before the others of their queue."""
+
+    async def begin(self, connection: AsyncConnection, tasks: Iterable[str]) -> None:
+        """Go on where the other nodes are with these tasks, the first time that they are looked at.
+        Otherwise each new process would begin with the same keys.
+        """
+        if new := [task for task in tasks if task not in self._served]:
+            self._served |= dict.fromkeys(new, "") | await last_served(connection, new)
 
     def after(self, task: str) -> str:
         """The queue behind which the next look at this task begins."""
@@ -126,6 +133,7 @@ class Look:
         if has_urgent and left:
             await self._give_to_urgent(left)
             left = dict.fromkeys(task for task in left if len(self._found[task]) < most)
+        await turns.begin(self._connection, left)
         windows = Windows(self._connection, turns, self._now, self._retries)
         for size in sizes(most, len(left)) if left else ():
             for task, queues in (await windows.following(left, size, most)).items():
@@ -378,18 +386,4 @@ def _within(heads: Sequence[Head], room: dict[str, int], prefix: str) -> list[He
                 continue
             room[prefix] -= 1
         chosen.append(head)
-    return chosen
-
-
-def together(others: Sequence[Head], limited: Sequence[Head], most: int) -> list[Head]:
-    """The first `most` of both. Larger priorities go first; with equal ones, the runs of tasks with
-    a limit get half of the room, or what the others leave.
-    """
-    chosen: list[Head] = []
-    for priority in sorted({head.priority for head in (*others, *limited)}, reverse=True):
-        room = most - len(chosen)
-        theirs = [head for head in others if head.priority == priority]
-        own = [head for head in limited if head.priority == priority]
-        own = own[: max(room // 2, room - len(theirs))]
-        chosen += theirs[: room - len(own)] + own
     return chosen
