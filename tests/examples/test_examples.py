@@ -473,7 +473,7 @@ async def test_the_books_are_closed_on_the_last_business_day(batch: Batch) -> No
 # customers.py
 
 
-async def test_ten_mails_of_a_customer_are_sent_in_a_minute_and_hold_up_no_other(batch: Batch) -> None:
+async def test_ten_mails_of_a_customer_are_sent_in_a_minute(batch: Batch) -> None:
     for customer in [*["acme"] * 12, "bolt"]:
         await batch.start(CustomerMailTask, customer=customer)
     sent = Counter(run.result for run in await batch.settle())

@@ -4,7 +4,7 @@ each. They are found by one jump in the index for each queue, however many runs 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.selectable import TextualSelect
 
 from batch_system.batch.ledger import json_rows, queue_rows
-from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.tables import HELD_SQL, HIGH_SQL, HOLDS_LANE_SQL, not_held, runs
 from batch_system.batch.queue.concurrency import HEAD_COLUMNS, Head
 from batch_system.database import sql
@@ -83,16 +83,53 @@ async def read_queues(
     """The next queues of each task behind `after`, each with its first runs. `values`: `size`, how
     many queues; `each`, how many runs of each; and `now` with `retries`.
     """
-    kind = connection.dialect.name
-    rows = [{"task": task, "exclusive": queue} for task, queue in after.items()]
-    parameters = {"rows": json_rows.encode(rows, kind), **values}
+    statement = _queues(connection.dialect.name, retries, are_named=False)
     found: dict[str, list[Queue]] = {task: [] for task in after}
-    for task, name, taken, *head in await connection.execute(_queues(kind, retries), parameters):
-        queues = found[task]
-        if not queues or queues[-1].name != name:
-            queues.append(Queue(name, _lanes(taken), []))
+    for task, queue in await _read(connection, statement, after.items(), values):
+        found[task].append(queue)
+    return found
+
+
+async def read_urgent(
+    connection: AsyncConnection,
+    tasks: Collection[str],
+    most: int,
+    values: Mapping[str, Any],
+    retries: bool,
+) -> dict[str, list[Queue]]:
+    """The queues of these tasks in which runs wait that go before the others of their queue, each
+    with the first of these; the longest waiting first. `most`: how many such runs of a task are
+    read to find the queues. `values`: as above, without `size`.
+    """
+    kind = connection.dialect.name
+    rows = json_rows.encode([{"task": task} for task in tasks], kind)
+    waiting = await connection.execute(_urgent(kind), {"rows": rows, "most": most})
+    places = dict.fromkeys((task, queue) for task, queue in waiting)
+    statement = _queues(kind, retries, are_named=True)
+    found: dict[str, list[Queue]] = {task: [] for task in tasks}
+    queues = await _read(connection, statement, places, values) if places else []
+    order = {place: number for number, place in enumerate(places)}
+    for task, queue in sorted(queues, key=lambda each: order[each[0], each[1].name]):
+        queue.heads = [head for head in queue.heads if head.rank == Rank.INTERRUPTED]
+        found[task].append(queue)
+    return found
+
+
+async def _read(
+    connection: AsyncConnection,
+    statement: TextualSelect,
+    places: Iterable[tuple[str, str]],
+    values: Mapping[str, Any],
+) -> list[tuple[str, Queue]]:
+    """Queues with their tasks."""
+    rows = [{"task": task, "exclusive": queue} for task, queue in places]
+    parameters = {"rows": json_rows.encode(rows, connection.dialect.name), **values}
+    found: list[tuple[str, Queue]] = []
+    for task, name, taken, *head in await connection.execute(statement, parameters):
+        if not found or (found[-1][0], found[-1][1].name) != (task, name):
+            found.append((task, Queue(name, _lanes(taken), [])))
         if head[0] is not None:
-            queues[-1].heads.append(Head(*head))
+            found[-1][1].heads.append(Head(*head))
     return found
 
 
@@ -108,51 +145,18 @@ async def last_served(connection: AsyncConnection, tasks: Collection[str]) -> di
     return {row.task: row.exclusive for row in found}
 
 
-async def urgent(
-    connection: AsyncConnection, tasks: Collection[str], most: int
-) -> dict[str, list[Queue]]:
-    """The queues of these tasks in which runs wait that go before the others of their queue, each
-    with the first of these runs; the longest waiting first. At most `most` runs of each task are
-    read.
-    """
-    kind = connection.dialect.name
-    rows = json_rows.encode([{"task": task, "exclusive": ""} for task in tasks], kind)
-    heads: dict[tuple[str, str], list[Head]] = {}
-    for row in await connection.execute(_urgent(kind), {"rows": rows, "most": most}):
-        head = Head(*row)
-        heads.setdefault((head.task, head.exclusive or ""), []).append(head)
-    taken: dict[str, dict[int, bool]] = {queue: {} for _, queue in heads}
-    queues = json_rows.encode([{"exclusive": queue} for queue in taken], kind)
-    for queue, lanes in await connection.execute(_taken(kind), {"rows": queues}):
-        taken[queue] = _lanes(lanes)
-    found: dict[str, list[Queue]] = {task: [] for task in tasks}
-    for (task, queue), its in heads.items():
-        found[task].append(Queue(queue, taken[queue], its))
-    return found
-
-
 @cache
 def _urgent(kind: str) -> TextualSelect:
-    source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
     first = (
         f"SELECT q.id FROM batch_runs q WHERE q.task = v.task AND {HIGH_SQL} AND {not_held('q')} "
         "ORDER BY q.due_at LIMIT (SELECT :most)"
     )
     statement = sql.statement(
-        f"SELECT {', '.join(f'r.{c.name}' for c in HEAD_COLUMNS)} FROM {source} "
+        f"SELECT r.task, r.exclusive FROM {json_rows.source([runs.c.task], kind)} "
         f"JOIN batch_runs r ON {sql.among('r.id', first, kind)} ORDER BY r.due_at, r.id",
         most=Integer(),
     )
-    return statement.columns(*HEAD_COLUMNS)
-
-
-@cache
-def _taken(kind: str) -> TextualSelect:
-    statement = sql.statement(
-        f"SELECT v.exclusive, ({_taken_in('v', kind)}) AS taken "
-        f"FROM {json_rows.source([runs.c.exclusive], kind)}"
-    )
-    return statement.columns(runs.c.exclusive, Column("taken", Text))
+    return statement.columns(runs.c.task, runs.c.exclusive)
 
 
 def _taken_in(place: str, kind: str) -> str:
@@ -171,18 +175,25 @@ def _lanes(taken: str | None) -> dict[int, bool]:
 
 
 @cache
-def _queues(kind: str, retries: bool) -> TextualSelect:
+def _queues(kind: str, retries: bool, are_named: bool) -> TextualSelect:
+    """`are_named`: these queues themselves, and not those behind them."""
     source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
+    recursion = "" if are_named else f"{_recursion(source, retries)} "
+    queues = (
+        f"SELECT v.task, v.exclusive, 1 AS number, ({_taken_in('v', kind)}) AS taken FROM {source}"
+        if are_named
+        else f"SELECT w.task, w.exclusive, w.number, ({_taken_in('w', kind)}) AS taken FROM w "
+        "WHERE w.exclusive IS NOT NULL"
+    )
     first = queue_rows.first("exclusive = v.exclusive", ":each", retries)
     head = ", ".join(f"r.{c.name}" for c in HEAD_COLUMNS)
+    types = {} if are_named else {"size": Integer()}
     statement = sql.statement(
-        f"{_recursion(source, retries)} SELECT v.task, v.exclusive, v.taken, {head} FROM "
-        f"(SELECT w.task, w.exclusive, w.number, ({_taken_in('w', kind)}) AS taken FROM w "
-        "WHERE w.exclusive IS NOT NULL) AS v "
+        f"{recursion}SELECT v.task, v.exclusive, v.taken, {head} FROM ({queues}) AS v "
         f"LEFT JOIN batch_runs r ON {sql.among('r.id', first, kind)} "
-        "ORDER BY v.task, v.number, r.rank, r.due_at, r.id",
-        size=Integer(),
+        "ORDER BY v.task, v.number, v.exclusive, r.rank, r.due_at, r.id",
         each=Integer(),
+        **types,
         **queue_rows.types(retries),
     )
     queue = Column("queue", runs.c.exclusive.type)

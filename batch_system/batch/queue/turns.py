@@ -21,7 +21,7 @@ from batch_system.batch.ledger import key_counts, limit_numbers, rates
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import Head, free_lanes
-from batch_system.batch.queue.key_queues import Queue, last_served, read_queues, urgent
+from batch_system.batch.queue.key_queues import Queue, last_served, read_queues, read_urgent
 from batch_system.batch.tasks.limit import Limit, Queueing
 from batch_system.database import name_locks
 
@@ -29,6 +29,10 @@ MOST_QUEUES = 500
 """How many queues a look reads at once."""
 LEAST_QUEUES = 20
 """How many of each task at least."""
+MOST_URGENT = 100
+"""How many runs that go before the others of their queue are read of each task at least, because
+those of one key may hide those of others.
+"""
 MOST_LOOKS = 4
 """How many times so many queues are read while nothing can start in those before."""
 
@@ -122,7 +126,7 @@ class Look:
 
     async def heads(self, has_urgent: bool) -> list[Head]:
         """The runs that may start: key by key, in the order of their turns. `has_urgent`: whether
-        wait that go before the others of their queue.
+        runs wait that go before the others of their queue.
         """
         turns, most = self._turns, self._most
         self._room = await _room_of_totals(
@@ -171,7 +175,10 @@ class Look:
         self._turns.looks += 1
         half = (self._most + self._turns.looks % 2) // 2
         if half:
-            for task, queues in (await urgent(self._connection, tasks, half)).items():
+            values = {"each": half} | ({"now": self._now} if self._retries else {})
+            most = max(half, MOST_URGENT)
+            found = await read_urgent(self._connection, tasks, most, values, self._retries)
+            for task, queues in found.items():
                 await self._give(task, queues, half)
 
     async def _give(self, task: str, queues: Sequence[Queue], room: int) -> None:
