@@ -96,7 +96,6 @@ HAPPENS = (
         "claimed queued",
         "claimed retrying",
         "claimed interrupted",
-        "claimed in turn",
         "bounced",
         "written twice",
         "came back",

@@ -29,7 +29,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from batch_system import BaseTask, ItemTask, Skip, current_run, get_logger
+from batch_system import BaseTask, ItemTask, Limit, Skip, current_run, get_logger
 
 logger = get_logger(__name__)
 
@@ -86,11 +86,12 @@ class Chatty(BaseTask):
 
 
 class Wide(BaseTask):
-    """Has names and errors of the largest size, in one word each."""
+    """Has names, keys and errors of the largest size, in one word each."""
 
     name, schedule, owner = "wide_" + "w" * 92, None, "owner_" + "o" * 80
+    limit = Limit(2, key="customer")
 
-    async def run(self):
+    async def run(self, customer: str = "c" * 90):
         logger.error("line_" + "l" * 3_000)
         raise ValueError("error_" + "e" * 3_000)
 

@@ -47,7 +47,7 @@ ADDRESSES = (
         "/tasks/orders/start",
         "/tasks/orders/pause",
     ),
-    *("/tasks/tick/backfill", "/runs/bulk/retry?state=failed"),
+    *("/tasks/tick/backfill", "/runs/bulk/retry?state=failed", f"/tasks/wide_{'w' * 92}/keys"),
 )
 """Of pages, and of pages that ask before something is done."""
 
@@ -671,6 +671,7 @@ async def test_nothing_leaves_its_card_or_lies_over_anything_else_at_any_width(
         incident,
         "/tasks",
         f"/tasks/{name}",
+        f"/tasks/{name}/keys",
         "/runs",
         f"/runs/{run}",
         "/backups",
