@@ -128,17 +128,17 @@ class Look:
         """The runs that may start: key by key, in the order of their turns. `has_urgent`: whether
         runs wait that go before the others of their queue.
         """
-        turns, most = self._turns, self._most
+        most = self._most
         self._room = await _room_of_totals(
-            self._connection, self._queueings.values(), turns, self._locks
+            self._connection, self._queueings.values(), self._turns, self._locks
         )
         left = await self._tasks_with_room()
         self._found = {task: [] for task in left}
         if has_urgent and left:
             await self._give_to_urgent(left)
             left = dict.fromkeys(task for task in left if len(self._found[task]) < most)
-        await turns.begin(self._connection, left)
-        windows = Windows(self._connection, turns, self._now, self._retries)
+        await self._turns.begin(self._connection, left)
+        windows = Windows(self._connection, self._turns, self._now, self._retries)
         for size in sizes(most, len(left)) if left else ():
             for task, queues in (await windows.following(left, size, most)).items():
                 found = self._found[task]
@@ -147,7 +147,7 @@ class Look:
                 if len(found) == most or len(queues) < size:
                     del left[task]
                 if len(found) == before and queues:
-                    turns.skip(task, queues[-1].name)
+                    self._turns.skip(task, queues[-1].name)
             if not left:
                 break
         in_turn = zip_longest(*self._found.values())

@@ -66,15 +66,8 @@ async def start(
     async with context.databases.changing() as connection:
         startable = await startable_task(connection, context, task)
         values = startable.checked(params)
-        request = StartRequest(
-            startable,
-            values,
-            key if merges is None else None,
-            slot,
-            at,
-            merging=merges,
-            priority=priority,
-        )
+        own = key if merges is None else None
+        request = StartRequest(startable, values, own, slot, at, merging=merges, priority=priority)
         run = await enqueue.write(connection, Starts((request,)), context.actor.name)
         after = {
             "params": context.redaction.masked(values),

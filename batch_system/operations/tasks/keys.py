@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from pydantic import Field
 
@@ -71,20 +72,10 @@ async def keys_of(context: Context, name: str, after: str = "", limit: int = PAG
         queues = [each.queue for each in found]
         numbers = await turns.numbers_of(connection, queueing.limit, queues)
         is_hidden = name in await hidden_tasks(connection, context)
-    keys = []
-    for each in found[:limit]:
-        failed, params = failing.get(each.queue, (0, None))
-        keys.append(
-            Key(
-                queue=HIDDEN if is_hidden else each.queue,
-                key=HIDDEN if is_hidden else queueing.words_of(each.params or params),
-                limit=numbers[each.queue],
-                running=each.running,
-                waiting=each.waiting,
-                oldest=each.oldest,
-                failing=failed,
-            )
-        )
+    keys = [
+        _key(each, queueing, numbers[each.queue], failing.get(each.queue), is_hidden)
+        for each in found[:limit]
+    ]
     has_more = len(found) > limit and not is_hidden
     limited, rate = queueing.limit, queueing.rate
     return KeyPage(
@@ -94,4 +85,24 @@ async def keys_of(context: Context, name: str, after: str = "", limit: int = PAG
         total=limited.total,
         rate=rate.number if rate is not None else None,
         per=rate.per if rate is not None else None,
+    )
+
+
+def _key(
+    row: Any,
+    queueing: Queueing,
+    limit: int,
+    failing: tuple[int, dict[str, Any] | None] | None,
+    is_hidden: bool,
+) -> Key:
+    """`failing`: how many of its runs have failed, and the parameters of one of them."""
+    failed, params = failing or (0, None)
+    return Key(
+        queue=HIDDEN if is_hidden else row.queue,
+        key=HIDDEN if is_hidden else queueing.words_of(row.params or params),
+        limit=limit,
+        running=row.running,
+        waiting=row.waiting,
+        oldest=row.oldest,
+        failing=failed,
     )

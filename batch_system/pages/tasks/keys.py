@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
+from batch_system.batch.ledger.key_counts import MOST_COUNTED
 from batch_system.batch.tasks.limit import MOST
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import shell_of
@@ -26,4 +27,5 @@ async def show_keys(request: Request, viewer: Viewer) -> str:
         found=found,
         keys=found.keys,
         unlimited=MOST,
+        most_counted=MOST_COUNTED,
     )
