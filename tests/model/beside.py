@@ -17,7 +17,8 @@ from batch_system.batch.ledger.runs import Claimed
 from batch_system.batch.nodes import orphans
 from batch_system.batch.queue import claiming
 from batch_system.batch.queue.claiming import Capacity
-from tests.model.machine import ENDS, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
+from batch_system.batch.tasks.registry import Task
+from tests.model.machine import ENDS, LIMITED, MANY, NUMBER, OTHER, WHICH, Machine, Process, does
 from tests.model.plain import BY_HAND, FINAL
 
 
@@ -49,15 +50,15 @@ class Beside(Machine):
         them.
         """
         process, other = self.processes[which], self.processes[OTHER[which]]
-        mine = self.model.claim(process.tasks.keys(), process.id, most)
-        theirs = self.model.claim(other.tasks.keys(), other.id, MANY)
+        mine = self.model.claim(without_limit(process), process.id, most)
+        theirs = self.model.claim(without_limit(other), other.id, MANY)
         first, second = partial(_take, process, most), partial(_take, other, MANY)
         for holder, claimed in zip(
             (process, other), self.world.write_beside(first, second), strict=True
         ):
             self._take(holder, claimed)
         for holder in (process, other) if most == MANY else (other,):
-            while found := self._claim_some(holder, MANY):
+            while found := self._claim_some(holder, MANY, without_limit(holder)):
                 self._take(holder, found)
         held = {
             row["id"]: row["node"]
@@ -100,8 +101,11 @@ class Beside(Machine):
         assert reopened == ({run.id} if expected else set())
         if run.part is not None:
             self.model.resumed.add(run.id)  # its run may fail fast because of another part
-        self.model.look(process.tasks.keys())
-        self.world.write(_open_in, process)
+        # Runs that the retry has not touched go on at the first look, and others because of them.
+        while self.model.look(process.tasks.keys()):
+            pass
+        while self.world.write(_open_in, process):
+            pass
 
     @precondition(lambda self: bool(self.held))
     @does(number=NUMBER, how=st.sampled_from(ENDS))
@@ -159,7 +163,13 @@ async def _open_in(connection: AsyncConnection, process: Process) -> int:
 
 
 async def _take(process: Process, most: int, connection: AsyncConnection) -> list[Claimed]:
-    return (await claiming.take(connection, process.tasks, process.id, Capacity(most, most)))[0]
+    tasks = without_limit(process)
+    return (await claiming.take(connection, tasks, process.id, Capacity(most, most)))[0]
+
+
+def without_limit(process: Process) -> dict[str, Task]:
+    """Its tasks, except the one with a limit: which of its runs are first depends on turns."""
+    return {name: task for name, task in process.tasks.items() if name != LIMITED}
 
 
 async def _rescue(dead: Mapping[str, int], connection: AsyncConnection) -> list[str]:

@@ -227,6 +227,13 @@ def _too_many(model: Model, now: Snapshot) -> Iterator[str]:
         of_task = [
             row for row in now.runs.values() if row["task"] == task.name and row["origin"] != "part"
         ]
+        if policy.limit is not None:
+            going = Counter(run.queue for run in task.runs if run.has_lane)
+            yield from (
+                f"{queue}: {number} run at once, of {policy.limit}"
+                for queue, number in going.items()
+                if number > policy.limit
+            )
         if lanes is None:
             continue
         has_begun = [row for row in of_task if row["attempt"] > row["attempts_before"]]

@@ -22,6 +22,7 @@ from tests.model.machine import (
     OVERLAPS,
     WHICH,
     does,
+    limited_policies,
     partitioned_policies,
     policies,
     waiting_policies,
@@ -215,8 +216,13 @@ class Everything(Partitions):
     """A partitioned task among all others."""
 
     @initialize(
-        policies=st.tuples(*map(policies, OVERLAPS), waiting_policies(), partitioned_policies()),
-        periods=st.tuples(*[st.sampled_from(sorted(CRON))] * 6),
+        policies=st.tuples(
+            *map(policies, OVERLAPS),
+            waiting_policies(),
+            limited_policies(),
+            partitioned_policies(),
+        ),
+        periods=st.tuples(*[st.sampled_from(sorted(CRON))] * (len(NAMES) + 1)),
         lacks=st.sampled_from([None, OVERLAPS[0], "after"]),
     )
     def begin(

@@ -23,7 +23,7 @@ from batch_system.batch.retention.pruning import Pruner
 from batch_system.batch.retention.retention import Keep
 from batch_system.errors import InvalidParameters
 from tests.model import plain
-from tests.model.machine import CRON, ENDS, MANY, NUMBER, WHICH, Machine, does
+from tests.model.machine import CRON, ENDS, LIMITED, MANY, NUMBER, WHICH, Machine, does
 from tests.model.plain import ACTIVE, Run
 
 
@@ -149,14 +149,20 @@ class People(Machine):
     def _startable(self, name: str) -> enqueue.Startable:
         return enqueue.Startable.of(self.tasks[name])
 
-    @does(number=NUMBER, key=st.sampled_from([None, None, "a", "b"]))
-    def start(self, number: int, key: str | None) -> None:
-        """Code starts a run; of one key once."""
+    @does(
+        number=NUMBER,
+        key=st.sampled_from([None, None, "a", "b"]),
+        value=st.sampled_from([None, "a", "b", "c"]),
+    )
+    def start(self, number: int, key: str | None, value: str | None) -> None:
+        """Code starts a run; of one key once. Only a limit has a parameter."""
         task = self._task(number)
         if task.removed_at is not None:
             return  # it is refused
-        run = self.model.start(task, key)
-        id_ = self.world.write(enqueue.enqueue, self._startable(task.name), None, None, "ann", key)
+        params = {"value": value} if value and task.name == LIMITED else None
+        run = self.model.start(task, key, value or "a")
+        startable = self._startable(task.name)
+        id_ = self.world.write(enqueue.enqueue, startable, params, None, "ann", key)
         assert run.id in ("", id_)
         run.id = id_
 

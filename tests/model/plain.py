@@ -69,6 +69,8 @@ class Policy:
     """
     parallel: int = 1
     fail_fast: bool = False
+    limit: int | None = None
+    """So many runs of each value of their parameter at once; None: it has none."""
 
     @property
     def lanes(self) -> int | None:
@@ -123,6 +125,8 @@ class Run:
     finished_at: datetime | None = None
     cancel: str | Blamed | None = None
     key: str | None = None
+    value: str = "a"
+    """That of the parameter of a limit; by default the one of `run()`."""
     ended: dict[int, tuple[int, str]] = field(default_factory=dict)
     """The attempt number and the outcome of each fence under which it has ended."""
     id: str = ""
@@ -140,8 +144,9 @@ class Run:
         return self.part is not None and self.awaited_by is not None and self.awaited_by.id == run
 
     @property
-    def queue(self) -> tuple[str, bool]:
-        return self.task.name, self.part is not None
+    def queue(self) -> tuple[str, bool, str]:
+        value = self.value if self.task.policy.limit is not None else ""
+        return self.task.name, self.part is not None, value
 
     @property
     def has_lane(self) -> bool:
@@ -312,6 +317,8 @@ class Model:
                 continue
             if task.policy.lanes is not None and taken >= task.policy.lanes:
                 continue
+            if task.policy.limit is not None:
+                continue  # it waits for the turn of its value
             room, taken = room - 1, taken + 1
             self._start(run, node)
             self.happened["started when fired"] += 1
@@ -688,6 +695,30 @@ class Model:
             claimed.append(first)
         return claimed
 
+    def claim_as(self, names: Collection[str], node: str, most: int, ids: Collection[str]) -> None:
+        """Start the runs that a node has claimed. Which values of a limit come first is a matter of
+        turns, but within a value, and among all other runs, the first go first.
+        """
+        left = set(ids)
+        unlimited = [name for name in names if self.tasks[name].policy.limit is None]
+        while left:
+            firsts = [self._first(unlimited), *self._firsts_of_values(names)]
+            first = next((run for run in firsts if run is not None and run.id in left), None)
+            assert first is not None, f"claimed {left}, and should be among {firsts}"
+            self.happened[f"claimed {first.state}"] += 1
+            self.happened["claimed in turn"] += first.task.policy.limit is not None
+            self._start(first, node)
+            left.remove(first.id)
+        if len(ids) < most:
+            more = [self._first(names)]
+            assert more == [None], f"did not claim {more}"
+
+    def _firsts_of_values(self, names: Collection[str]) -> list[Run]:
+        limited = [self.tasks[name] for name in names if self.tasks[name].policy.limit is not None]
+        ready = [run for task in limited for run in task.runs if self._may_start(run)]
+        firsts = {run.queue: run for run in sorted(ready, key=_place, reverse=True)}
+        return list(firsts.values())
+
     def _first(self, names: Collection[str]) -> Run | None:
         ready = [run for name in names for run in self.tasks[name].runs if self._may_start(run)]
         return min(ready, key=_place, default=None)
@@ -696,6 +727,9 @@ class Model:
         if run.state not in WAITING or run.due_at > self.now or self.is_held(run):
             return False
         policy, lanes = run.task.policy, run.task.policy.lanes
+        if policy.limit is not None:
+            going = [each for each in run.task.runs if each.queue == run.queue and each.has_lane]
+            return len(going) < policy.limit
         if run.part is not None:
             return run.task.lanes_taken(by_parts=True) < policy.parallel
         if lanes is None or run.is_joining:
@@ -724,7 +758,10 @@ class Model:
         """
         still = [run for run in self.runs if run.id in wanted and run.state in WAITING]
         bounded = [
-            run for run in self.runs if run.part is not None or run.task.policy.lanes is not None
+            run
+            for run in self.runs
+            if run.part is not None
+            or (run.task.policy.lanes, run.task.policy.limit) != (None, None)
         ]
         taken = Counter((run.queue, lanes[run.id]) for run in bounded if run.has_lane)
         new = [run for run in still if not run.is_joining]
@@ -890,13 +927,13 @@ class Model:
 
     # What a person does to tasks
 
-    def start(self, task: Task, key: str | None) -> Run:
+    def start(self, task: Task, key: str | None, value: str = "a") -> Run:
         known = next((run for run in task.runs if key is not None and run.key == key), None)
         if known is not None:
             self.happened["started once by its key"] += 1
             return known
         run = self._new(task, None, "manual", BY_HAND)
-        run.key = key
+        run.key, run.value = key, value
         return run
 
     def backfill(self, task: Task, since: datetime, redo: bool) -> None:

@@ -96,6 +96,7 @@ HAPPENS = (
         "claimed queued",
         "claimed retrying",
         "claimed interrupted",
+        "claimed in turn",
         "bounced",
         "written twice",
         "came back",
