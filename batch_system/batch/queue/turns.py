@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from itertools import repeat, zip_longest
 from math import ceil
@@ -269,7 +268,8 @@ async def _of_window(
             if goes_on(head):
                 own.append(head)  # it keeps its lane
             elif free:
-                own.append(replace(head, lane=free.pop(0)))
+                head.lane = free.pop(0)
+                own.append(head)
         of_queues.append(own)
     rounds = zip_longest(*of_queues)
     return [head for each in rounds for head in each if head is not None]
