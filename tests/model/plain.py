@@ -710,8 +710,8 @@ class Model:
             self._start(first, node)
             left.remove(first.id)
         if len(ids) < most:
-            more = [self._first(names)]
-            assert more == [None], f"did not claim {more}"
+            more = self._first(names)
+            assert more is None, f"did not claim {more}"
 
     def _firsts_of_values(self, names: Collection[str]) -> list[Run]:
         limited = [self.tasks[name] for name in names if self.tasks[name].policy.limit is not None]

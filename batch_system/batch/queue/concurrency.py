@@ -43,7 +43,7 @@ class Rule:
 @dataclass(slots=True)
 class Head:
     """A run that is first in its queue, or among the first, and may start. `lane`: the lane that it
-    may take, from 1. A look makes many, and with slots that takes half the time.
+    may take, from 1. It is not frozen, because a look makes many, and that would take longer.
     """
 
     id: str
@@ -54,6 +54,11 @@ class Head:
     state: str
     exclusive: str | None = None
     lane: int = 1
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run goes on after its parts. It has a lane already."""
+        return (self.state, self.rank) == (RunState.QUEUED, Rank.JOINING)
 
     @property
     def sort_key(self) -> tuple[int, int, datetime, str]:
@@ -140,7 +145,7 @@ async def heads_by_rules(
     of_tasks = {name: rules[name].task for name in lanes}
     for head in await _first(connection, of_tasks, blocked, now, most, retries):
         queue = head.exclusive or head.task
-        if (head.state, head.rank) == (RunState.QUEUED, Rank.JOINING):
+        if head.goes_on:
             chosen.append(head)  # it keeps its lane
             continue
         if queue in slots_left and (head.state, head.rank) == (RunState.QUEUED, Rank.ON_TIME):

@@ -265,7 +265,7 @@ async def _of_window(
         for head in queue.heads:
             if head.id in chosen:
                 continue
-            if goes_on(head):
+            if head.goes_on:
                 own.append(head)  # it keeps its lane
             elif free:
                 head.lane = free.pop(0)
@@ -372,14 +372,9 @@ async def free_lane(connection: AsyncConnection, queueing: Queueing, queue: str)
     return next(iter((await concurrency.free(connection, numbers))[queue]), None)
 
 
-def goes_on(head: Head) -> bool:
-    """Whether a run goes on after its parts. It has a lane already."""
-    return (head.state, head.rank) == (RunState.QUEUED, Rank.JOINING)
-
-
 def counts_for_rate(head: Head) -> bool:
     """Whether a new attempt begins. Runs that go on keep their attempt."""
-    return not goes_on(head) and head.state != RunState.INTERRUPTED
+    return not head.goes_on and head.state != RunState.INTERRUPTED
 
 
 def _within(heads: Sequence[Head], room: dict[str, int], prefix: str) -> list[Head]:
@@ -388,7 +383,7 @@ def _within(heads: Sequence[Head], room: dict[str, int], prefix: str) -> list[He
         return list(heads)
     chosen = []
     for head in heads:
-        if not goes_on(head):
+        if not head.goes_on:
             if room[prefix] < 1:
                 continue
             room[prefix] -= 1
