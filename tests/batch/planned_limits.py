@@ -13,6 +13,7 @@ from sqlalchemy import text
 from batch_system import Limit, Rate
 from batch_system.batch.ledger import key_counts, limit_numbers, rates, runs
 from batch_system.batch.ledger.limit_numbers import Answer
+from batch_system.batch.ledger.states import Rank
 from batch_system.batch.queue import claiming, enqueue, key_queues, left_queues
 from batch_system.batch.queue.claiming import Capacity
 from batch_system.batch.queue.requests import Startable, StartRequest, Starts
@@ -64,6 +65,10 @@ async def send(ledger: Database, tasks: dict[str, Task], of: Of, now: datetime) 
         await enqueue.write(connection, urgent, "")
         with of("claim with a limit"):
             await claiming.take(connection, tasks, NODE, Capacity(5, 5), turns=Turns())
+        for rank in (Rank.JOINING, Rank.INTERRUPTED):
+            values = {"each": 5, "now": now}
+            with of("first of all keys"):
+                await key_queues.read_queues_of_rank(connection, rank, tasks, 5, values, True)
         with of("start with a limit"):
             await enqueue.write(connection, Starts((StartRequest(Startable.of(task), params),)), "")
         with of("keys"):

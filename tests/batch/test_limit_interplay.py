@@ -8,10 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from batch_system import Limit, Part, PartitionedTask, Rate, TaskRegistry, clock
 from batch_system.batch.firing import pauses
-from batch_system.batch.ledger.states import RunState
+from batch_system.batch.ledger.states import Rank, RunState
+from batch_system.batch.ledger.tables import runs
 from batch_system.batch.queue import claiming
 from batch_system.batch.queue.cancel import request_cancel
 from batch_system.batch.queue.claiming import Capacity
@@ -63,6 +65,38 @@ async def test_parts_have_lanes_of_their_own_and_their_run_keeps_its_lane(
     assert other in claimed
     assert len(claimed & {part.id for part in parts}) == 2
     assert len(claimed) == 3
+
+
+@pytest.mark.parametrize(
+    ("total", "rate"), [(1, None), (None, Rate(1, per=3_600))], ids=["total", "rate"]
+)
+async def test_a_run_goes_on_after_its_parts_although_the_total_or_the_rate_is_reached(
+    ledger: Database, total: int | None, rate: Rate | None
+) -> None:
+    """It holds a lane and has begun. It would wait for itself, or for the next period."""
+    tasks = await know(ledger, limited(Limit(2, key="tenant", total=total), rate=rate))
+    await queue(ledger, tasks["mail"], *["a", "b"] * 5)
+    [begun] = await claim(ledger, tasks)
+    await finish(ledger, ending(begun, RunState.WAITING, due_at=clock.now()))
+    assert await claim(ledger, tasks) == []
+    parts_have_ended = {"state": RunState.QUEUED, "rank": Rank.JOINING}
+    async with ledger.engine.begin() as connection:
+        await connection.execute(update(runs).where(runs.c.id == begun.id).values(parts_have_ended))
+    [again] = await claim(ledger, tasks)
+    assert (again.id, again.attempt) == (begun.id, begun.attempt)
+    assert await claim(ledger, tasks) == []
+
+
+async def test_an_interrupted_run_goes_on_although_the_rate_of_all_keys_is_reached(
+    ledger: Database,
+) -> None:
+    tasks = await know(ledger, rated(Rate(1, per=3_600)))
+    await queue(ledger, tasks["mail"], "a", "b")
+    [begun] = await claim(ledger, tasks)
+    await finish(ledger, ending(begun, RunState.INTERRUPTED, rank=Rank.INTERRUPTED))
+    [again] = await claim(ledger, tasks)
+    assert again.id == begun.id
+    assert await claim(ledger, tasks) == []
 
 
 async def test_the_limit_holds_over_all_pools_and_nodes(ledger: Database) -> None:

@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from batch_system.batch.ledger.tables import runs as runs_table
 from batch_system.batch.nodes.orphans import rescue
 from batch_system.database.engine import Database
 from tests.batch.ledger_world import know
-from tests.batch.limit_claimers import COMMAND, NUMBER, ROOM, TOTAL, mail
+from tests.batch.limit_claimers import COMMAND, NUMBER, TOTAL, mail
 from tests.batch.test_runs import insert, new
 from tests.processes import ROOT, environment
 
@@ -113,28 +115,36 @@ def four_claimers(url: str, folder: Path) -> Iterator[Claimers]:
 
 
 def longest_wait(lines: Iterable[dict[str, Any]], wanted: Counter[str]) -> float:
-    """For how many turns at most a key with a waiting run and a free lane was not served.
-
-    Each node goes round by itself, so in a turn each of them starts as many runs as there are such
-    keys, or as it starts at once.
+    """For how many turns at most a key with a waiting run and a free lane was not served: how often
+    another key was served meanwhile. Each of the nodes serves each key once in a turn.
     """
-    left, going, passed, longest = Counter(wanted), Counter[str](), 0.0, 0.0
-    since = dict.fromkeys(wanted, 0.0)
+    waits, begun = list[tuple[float, float]](), dict[str, list[float]]()
+    left, going, since = Counter(wanted), Counter[str](), dict.fromkeys(wanted, 0.0)
     for line in sorted(lines, key=lambda line: line["at"]):
+        at = line["at"]
         for tenant in line.get("begun", ()):
-            longest = max(longest, passed - since.get(tenant, passed))
-            passed += 1 / (NODES * max(ROOM, len(since)))
+            begun.setdefault(tenant, []).append(at)
+            if tenant in since:
+                waits.append((since[tenant], at))
             left[tenant] -= 1
             going[tenant] += 1
-            since[tenant] = passed
+            since[tenant] = at
         for tenant in (*line.get("ended", ()), *line.get("lost", ())):
             going[tenant] -= 1
             left[tenant] += tenant in line.get("lost", ())
-            since.setdefault(tenant, passed)
+            since.setdefault(tenant, at)
         for tenant in (*line.get("begun", ()), *line.get("ended", ()), *line.get("lost", ())):
             if left[tenant] < 1 or going[tenant] >= NUMBER:
                 since.pop(tenant, None)
-    return longest
+    waits.sort()
+    ends = list(accumulate((end for _, end in waits), max))
+    most = 0
+    for times in begun.values():
+        for number, at in enumerate(times):
+            earlier = bisect_left(waits, (at, 0.0))
+            if earlier:  # waits that began before; the last of them ends so late
+                most = max(most, bisect_left(times, ends[earlier - 1]) - number)
+    return most / NODES
 
 
 @pytest.mark.rest

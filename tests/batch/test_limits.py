@@ -174,6 +174,23 @@ async def test_keys_whose_runs_can_not_start_hide_no_other(
     assert (await tenants(ledger))["z"] == 1
 
 
+@pytest.mark.parametrize("total", [1, 4])
+async def test_no_key_loses_its_turn_to_runs_of_high_priority_that_fill_the_total(
+    ledger: Database, total: int
+) -> None:
+    tasks = await know(ledger, limited(Limit(1, key="tenant", total=total)))
+    keys = [f"t{n:02}" for n in range(30)]
+    await queue(ledger, tasks["mail"], *keys)
+    await queue(ledger, tasks["mail"], *(f"u{n:02}" for n in range(60)), priority="high")
+    turns, served = Turns(), list[str]()
+    for _ in range(64 // total):
+        begun = await claim(ledger, tasks, 20, turns)
+        assert len(begun) == total
+        await finish(ledger, *[ending(run) for run in begun])
+        served += [(run.params or {})["tenant"] for run in begun]
+    assert [tenant for tenant in served if tenant in keys] == keys
+
+
 async def test_tasks_share_a_limit_by_its_name(ledger: Database) -> None:
     shared = Limit(2, name="erp")
     tasks = await know(ledger, limited(shared), limited(shared, "invoice"))

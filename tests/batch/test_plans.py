@@ -136,6 +136,7 @@ IN_ORDER = {
     r"|Seq Scan on batch_(incidents|limits|tasks t_\d)",
     **dict.fromkeys(("claim", "claim retries"), r"USING INDEX ix_batch_runs_high$"),
     "claim with a limit": r"Seq Scan on batch_limits l$|USING INDEX ix_batch_runs_(high|held)$",
+    "first of all keys": r"SCAN q USING INDEX uq_batch_runs_exclusive$",
     "function of a limit": r"USING INDEX ix_batch_limits_failed|Seq Scan on batch_limits l$",
     "send": r"USING INDEX ix_batch_outbox_unsent",
     "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
@@ -351,6 +352,7 @@ PLANS = {
         *("ix_batch_runs_waiting", "ix_batch_runs_retrying", "ix_batch_runs_retry_due"),
         *("ix_batch_runs_high", "ix_batch_runs_held"),
     },
+    "first of all keys": {"uq_batch_runs_exclusive", "ix_batch_runs_high"},
     "start with a limit": {"ix_batch_runs_queue"},
     "keys": {
         *("ix_batch_runs_queue", "ix_batch_runs_retry_queue", "uq_batch_runs_exclusive"),

@@ -10,7 +10,7 @@ For other tasks, claiming.py reads one index entry.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 from sqlalchemy import Boolean, Column, Integer, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.ledger import json_rows, queue_rows
+from batch_system.batch.ledger import json_rows, limit_numbers, queue_rows
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.ledger.tables import HOLDS_LANE_SQL, READY_SQL, RETRYING_SQL, runs
+from batch_system.batch.tasks.limit import Limit
 from batch_system.batch.tasks.registry import Task
 from batch_system.database import sql
 
@@ -81,6 +82,18 @@ def rules(tasks: Iterable[Task]) -> dict[str, Rule]:
         if task.partition is not None:
             found[task.queue_of_parts] = Rule(task.partition.parallel, False, task.name)
     return found
+
+
+async def numbers_of(
+    connection: AsyncConnection, limit: Limit, queues: Collection[str]
+) -> dict[str, int]:
+    """How many runs of each of these queues of a limit may run at once. Without a function, it asks
+    the ledger nothing.
+    """
+    numbers = dict.fromkeys(queues, limit.usual)
+    if limit.is_dynamic and queues:
+        numbers |= await limit_numbers.known(connection, queues)
+    return numbers
 
 
 async def free(connection: AsyncConnection, lanes: Mapping[str, int]) -> dict[str, list[int]]:

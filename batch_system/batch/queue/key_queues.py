@@ -90,27 +90,29 @@ async def read_queues(
     return found
 
 
-async def read_urgent(
+async def read_queues_of_rank(
     connection: AsyncConnection,
+    rank: int,
     tasks: Collection[str],
     most: int,
     values: Mapping[str, Any],
     retries: bool,
 ) -> dict[str, list[Queue]]:
-    """The queues of these tasks in which runs wait that go before the others of their queue, each
-    with the first of these; the longest waiting first. `most`: how many such runs of a task are
-    read to find the queues. `values`: as above, without `size`.
+    """The queues of these tasks in which runs of this rank wait, each with the first of these; the
+    longest waiting first. `rank`: JOINING or INTERRUPTED, which go before the others of their
+    queue. `most`: how many such runs are read to find the queues, of each task with INTERRUPTED.
+    `values`: as above, without `size`.
     """
     kind = connection.dialect.name
     rows = json_rows.encode([{"task": task} for task in tasks], kind)
-    waiting = await connection.execute(_urgent(kind), {"rows": rows, "most": most})
+    waiting = await connection.execute(_of_rank(rank, kind), {"rows": rows, "most": most})
     places = dict.fromkeys((task, queue) for task, queue in waiting)
     statement = _queues(kind, retries, are_named=True)
     found: dict[str, list[Queue]] = {task: [] for task in tasks}
     queues = await _read(connection, statement, places, values) if places else []
     order = {place: number for number, place in enumerate(places)}
     for task, queue in sorted(queues, key=lambda each: order[each[0], each[1].name]):
-        queue.heads = [head for head in queue.heads if head.rank == Rank.INTERRUPTED]
+        queue.heads = [head for head in queue.heads if head.rank == rank]
         found[task].append(queue)
     return found
 
@@ -146,16 +148,24 @@ async def last_served(connection: AsyncConnection, tasks: Collection[str]) -> di
 
 
 @cache
-def _urgent(kind: str) -> TextualSelect:
-    first = (
-        f"SELECT q.id FROM batch_runs q WHERE q.task = v.task AND {HIGH_SQL} AND {not_held('q')} "
-        "ORDER BY q.due_at LIMIT (SELECT :most)"
-    )
-    statement = sql.statement(
-        f"SELECT r.task, r.exclusive FROM {json_rows.source([runs.c.task], kind)} "
-        f"JOIN batch_runs r ON {sql.among('r.id', first, kind)} ORDER BY r.due_at, r.id",
-        most=Integer(),
-    )
+def _of_rank(rank: int, kind: str) -> TextualSelect:
+    source = json_rows.source([runs.c.task], kind)
+    may_start = f"q.task = v.task AND {not_held('q')}"
+    order = "ORDER BY q.due_at LIMIT (SELECT :most)"
+    if rank == Rank.JOINING:  # they are read once for all tasks, among the runs with lanes
+        is_joining = f"{HOLDS_LANE_SQL} AND state = '{RunState.QUEUED}' AND rank = {rank}"
+        query = (
+            "SELECT q.task, q.exclusive FROM batch_runs q"
+            f"{sql.hint('uq_batch_runs_exclusive', kind)} CROSS JOIN {source} "
+            f"WHERE {is_joining} AND {may_start} {order}"
+        )
+    else:
+        first = f"SELECT q.id FROM batch_runs q WHERE {HIGH_SQL} AND {may_start} {order}"
+        query = (
+            f"SELECT r.task, r.exclusive FROM {source} "
+            f"JOIN batch_runs r ON {sql.among('r.id', first, kind)} ORDER BY r.due_at, r.id"
+        )
+    statement = sql.statement(query, most=Integer())
     return statement.columns(runs.c.task, runs.c.exclusive)
 
 

@@ -16,19 +16,19 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from batch_system.batch.ledger import key_counts, limit_numbers, rates
+from batch_system.batch.ledger import key_counts, rates
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import Head, free_lanes
-from batch_system.batch.queue.key_queues import Queue, last_served, read_queues, read_urgent
-from batch_system.batch.tasks.limit import Limit, Queueing
+from batch_system.batch.queue.key_queues import Queue, last_served, read_queues, read_queues_of_rank
+from batch_system.batch.tasks.limit import Queueing
 from batch_system.database import name_locks
 
 MOST_QUEUES = 500
 """How many queues a look reads at once."""
 LEAST_QUEUES = 20
 """How many of each task at least."""
-MOST_URGENT = 100
+MOST_FIRST = 100
 """How many runs that go before the others of their queue are read of each task at least, because
 those of one key may hide those of others.
 """
@@ -131,54 +131,72 @@ class Look:
         self._room = await _room_of_totals(
             self._connection, self._queueings.values(), self._turns, self._locks
         )
-        left = await self._tasks_with_room()
-        self._found = {task: [] for task in left}
-        if has_urgent and left:
-            await self._give_to_urgent(left)
-            left = dict.fromkeys(task for task in left if len(self._found[task]) < most)
+        await self._read_rates_of_all_keys()
+        self._found = {task: [] for task in self._turns.in_order(self._queueings)}
+        if not self._turns.are_locked:
+            # Runs that go on after their parts hold what is reached.
+            reached = [task for task in self._found if not self._may_begin(task)]
+            await self._give_first(Rank.JOINING, dict.fromkeys(reached, most))
+        if has_urgent:
+            await self._give_to_urgent()
+        left = dict.fromkeys(task for task in self._found if self._is_left(task))
         await self._turns.begin(self._connection, left)
         windows = Windows(self._connection, self._turns, self._now, self._retries)
         for size in sizes(most, len(left)) if left else ():
             for task, queues in (await windows.following(left, size, most)).items():
-                found = self._found[task]
-                before = len(found)
+                before = len(self._found[task])
                 await self._give(task, queues, most - before)
-                if len(found) == most or len(queues) < size:
+                if len(queues) < size:
                     del left[task]
-                if len(found) == before and queues:
+                elif len(self._found[task]) == before and self._is_left(task):
                     self._turns.skip(task, queues[-1].name)
+            left = dict.fromkeys(task for task in left if self._is_left(task))
             if not left:
                 break
         in_turn = zip_longest(*self._found.values())
         return [head for each in in_turn for head in each if head is not None]
 
-    async def _tasks_with_room(self) -> dict[str, None]:
-        """The tasks, in the order of their turns, whose total, and whose rate over all keys, let
-        another run begin.
-        """
-        self._turns.places = {}
-        left = dict.fromkeys(
-            task
-            for task in self._turns.in_order(self._queueings)
-            if self._room.get(self._queueings[task].prefix, 1)
-        )
-        for its in [self._queueings[task] for task in left]:
-            if its.has_one_bucket:
-                await self._read_places(its, [""])
-                if not self._turns.places[its.bucket_of("")]:
-                    del left[its.task]
-        return left
+    def _may_begin(self, task: str) -> bool:
+        """Whether the total of the task, and its rate over all keys, let another run begin."""
+        its = self._queueings[task]
+        if self._room.get(its.prefix, 1) < 1:
+            return False
+        bucket = its.bucket_of("") if its.has_one_bucket else None
+        return bucket is None or self._places[bucket] < len(self._turns.places[bucket])
 
-    async def _give_to_urgent(self, tasks: Collection[str]) -> None:
+    def _is_left(self, task: str) -> bool:
+        """Whether this look may find more runs of the task."""
+        return len(self._found[task]) < self._most and self._may_begin(task)
+
+    async def _read_rates_of_all_keys(self) -> None:
+        self._turns.places = {}
+        for its in self._queueings.values():
+            if its.has_one_bucket and self._room.get(its.prefix, 1):
+                await self._read_places(its, [""])
+
+    async def _give_to_urgent(self) -> None:
         """Give up to half of the room to runs of all keys that go before the others."""
         self._turns.looks += 1
-        half = (self._most + self._turns.looks % 2) // 2
-        if half:
-            values = {"each": half} | ({"now": self._now} if self._retries else {})
-            most = max(half, MOST_URGENT)
-            found = await read_urgent(self._connection, tasks, most, values, self._retries)
-            for task, queues in found.items():
-                await self._give(task, queues, half)
+        rooms = {
+            task: min(self._most, self._room.get(self._queueings[task].prefix, self._most))
+            for task in self._found
+        }
+        halves = {task: (room + self._turns.looks % 2) // 2 for task, room in rooms.items()}
+        await self._give_first(Rank.INTERRUPTED, {task: n for task, n in halves.items() if n})
+
+    async def _give_first(self, rank: int, rooms: Mapping[str, int]) -> None:
+        """Choose runs of this rank, which go before the others of their queue, in all queues.
+        `rooms`: how many of each task.
+        """
+        if not rooms:
+            return
+        values = {"each": max(rooms.values())} | ({"now": self._now} if self._retries else {})
+        most = max(*rooms.values(), MOST_FIRST)
+        found = await read_queues_of_rank(
+            self._connection, rank, rooms, most, values, self._retries
+        )
+        for task, queues in found.items():
+            await self._give(task, queues, rooms[task])
 
     async def _give(self, task: str, queues: Sequence[Queue], room: int) -> None:
         """Choose up to `room` runs of these queues: those that get a lane, within the total, and a
@@ -257,7 +275,9 @@ async def _of_window(
     them.
     """
     assert queueing.limit is not None
-    numbers = await numbers_of(connection, queueing.limit, [queue.name for queue in queues])
+    numbers = await concurrency.numbers_of(
+        connection, queueing.limit, [queue.name for queue in queues]
+    )
     of_queues = []
     for queue in queues:
         free = free_lanes(numbers[queue.name], {*queue.taken, *given.get(queue.name, ())})
@@ -273,18 +293,6 @@ async def _of_window(
         of_queues.append(own)
     rounds = zip_longest(*of_queues)
     return [head for each in rounds for head in each if head is not None]
-
-
-async def numbers_of(
-    connection: AsyncConnection, limit: Limit, queues: Collection[str]
-) -> dict[str, int]:
-    """How many runs of each of these queues of a limit may run at once. Without a function, it asks
-    the ledger nothing.
-    """
-    numbers = dict.fromkeys(queues, limit.usual)
-    if limit.is_dynamic and queues:
-        numbers |= await limit_numbers.known(connection, queues)
-    return numbers
 
 
 async def _room_of_totals(
@@ -368,7 +376,7 @@ async def free_lane(connection: AsyncConnection, queueing: Queueing, queue: str)
     room = await _room_of_totals(connection, [queueing], Turns(), locks=True)
     if not room.get(queueing.prefix, 1):
         return None
-    numbers = await numbers_of(connection, queueing.limit, [queue])
+    numbers = await concurrency.numbers_of(connection, queueing.limit, [queue])
     return next(iter((await concurrency.free(connection, numbers))[queue]), None)
 
 

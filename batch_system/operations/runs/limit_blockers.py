@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import rates
-from batch_system.batch.queue import turns
+from batch_system.batch.queue import concurrency
 from batch_system.batch.tasks.limit import Queueing
 from batch_system.operations.runs.waiting import Blocker
 
@@ -33,7 +33,7 @@ async def blocker_of(
     key = None if is_secret else _key_in(run.exclusive)
     of_all = [each for each in everything if (each.exclusive or "").startswith(queueing.prefix)]
     queue = run.exclusive or ""
-    number = (await turns.numbers_of(connection, limit, [queue]))[queue]
+    number = (await concurrency.numbers_of(connection, limit, [queue]))[queue]
     if len(of_key) >= number:
         return _limit(of_key, number, key or (None if limit.key else queueing.shared_name))
     if limit.total is not None and len(of_all) >= limit.total:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from batch_system.batch.ledger import key_counts
 from batch_system.batch.ledger import tasks as task_rows
-from batch_system.batch.queue import key_queues, turns
+from batch_system.batch.queue import concurrency, key_queues
 from batch_system.batch.tasks.limit import Queueing
 from batch_system.errors import InvalidParameters
 from batch_system.operations.asking.context import Context
@@ -70,7 +70,7 @@ async def keys_of(context: Context, name: str, after: str = "", limit: int = PAG
         known = {*waiting[name], *running, *failing}
         found = await key_counts.counted(connection, name, list(known))
         queues = [each.queue for each in found]
-        numbers = await turns.numbers_of(connection, queueing.limit, queues)
+        numbers = await concurrency.numbers_of(connection, queueing.limit, queues)
         is_hidden = name in await hidden_tasks(connection, context)
     keys = [
         _key(each, queueing, numbers[each.queue], failing.get(each.queue), is_hidden)
