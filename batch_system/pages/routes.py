@@ -17,7 +17,7 @@ from batch_system.pages.incidents import actions, listing, room
 from batch_system.pages.live import live
 from batch_system.pages.night import left_slots, outage_backfills, unaccounted
 from batch_system.pages.night.night import BLOCKS, show_night
-from batch_system.pages.runs import bulks, run_actions, run_parts, runs, runs_file
+from batch_system.pages.runs import bulks, run_actions, run_parts, runs
 from batch_system.pages.runs.saved_views import save_view
 from batch_system.pages.search import search
 from batch_system.pages.tasks import (
@@ -69,7 +69,7 @@ routes = [
     *asked("/maintenance/mute", maintenance.ask_to_mute, maintenance.mute),
     *asked("/maintenance/{window}/end", maintenance.ask_to_end, maintenance.end),
     page("/runs", runs.show_runs),
-    download("/runs/file", runs_file.download),
+    download("/runs/file", runs.download_runs),
     *asked("/runs/bulk/retry", partial(bulks.ask, "retry"), bulks.begin),
     *asked("/runs/bulk/cancel", partial(bulks.ask, "cancel"), bulks.begin),
     *asked("/runs/bulk/acknowledge", partial(bulks.ask, "acknowledge"), bulks.begin),
@@ -85,6 +85,7 @@ routes = [
     *asked("/incidents/{incident}/retry", actions.ask_to_retry, actions.retry),
     *asked("/incidents/{incident}/acknowledge", actions.ask_to_acknowledge, actions.acknowledge),
     page("/incidents", listing.show_incidents),
+    download("/incidents/file", listing.download_incidents),
     download("/incidents/{incident}/why.txt", room.download_text),
     page("/incidents/{incident}", room.show_incident),
     action("/incidents/{incident}/reopen", actions.reopen),

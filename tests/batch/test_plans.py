@@ -139,7 +139,7 @@ IN_ORDER = {
     "first of all keys": r"SCAN q USING INDEX uq_batch_runs_exclusive$",
     "function of a limit": r"USING INDEX ix_batch_limits_failed|Seq Scan on batch_limits l$",
     "send": r"USING INDEX ix_batch_outbox_unsent",
-    "incidents": r"USING INDEX (ix_batch_incidents_open|uq_batch_incidents_open)",
+    "incidents": r"USING INDEX (ix_batch_incidents_(open|closed)|uq_batch_incidents_open)",
     "tally": r"(SCAN|Seq Scan on) batch_(schedules|tasks)|USING INDEX ix_batch_buckets_dirty",
     "overview": r"(SCAN|Seq Scan on) (batch_(tasks|schedules|nodes)\b|t$|batch_tally t$)"
     r"|INDEX (ix_batch_runs_(held|open_failures)|ix_batch_nodes_live"
@@ -623,6 +623,8 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
                 {"closed_since": now},
             ):
                 await connection.execute(incidents.listing(10, **conditions))
+            for kind in (None, "failed"):
+                await incidents.number_closed(connection, kind, None, 10)
             await acknowledging.acknowledge(connection, opened.id, "ann", "seen", now + later, now)
             await acknowledging.undo(connection, opened.id, now)
             await incidents.prune(connection, now - timedelta(days=400))

@@ -18,7 +18,7 @@ from batch_system import clock
 from batch_system.batch.ledger import run_query, tables
 from batch_system.operations.runs import listing
 from batch_system.operations.runs.results import RunPage
-from batch_system.pages.runs import runs_file
+from batch_system.pages.frame import files
 from tests.batch.ledger_world import until
 from tests.pages.conftest import People
 from tests.pages.test_sizes import failed_run as row_of
@@ -92,13 +92,13 @@ async def test_a_file_has_all_pages_and_says_where_runs_are_left_out(
     made = await make(people, *({} for _ in range(450)))
     assert [run["id"] for run in (await json_of(people, ""))["runs"]] == made
     assert [row["id"] for row in await csv_of(people, "")] == made
-    monkeypatch.setattr(runs_file, "MOST_PAGES", 2)
+    monkeypatch.setattr(files, "MOST_PAGES", 2)
     cut = await json_of(people, "")
     assert [run["id"] for run in cut["runs"]] == made[:400]
     rest = await people.served.viewer.get(f"/api/v1/runs?limit=200&after={cut['after']}")
     assert [run["id"] for run in rest.json()["runs"]] == made[400:]
     rows = await csv_of(people, "")
-    assert [row["id"] for row in rows] == [*made[:400], runs_file.REST]
+    assert [row["id"] for row in rows] == [*made[:400], files.rest_of("runs")]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from batch_system.operations.incidents.results import (
 )
 from batch_system.operations.people.redacting import hidden_tasks
 
+COUNTED = 1_000
+"""Closed incidents are counted up to this number."""
 NO_NUMBERS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -59,6 +61,18 @@ async def list_incidents(
     listed = [shown(row, hidden, numbers) for row in rows[:limit]]
     key = cursor_of((listed[-1].opened_at, listed[-1].id)) if len(rows) > limit else None
     return IncidentPage(incidents=listed, after=key)
+
+
+async def number_closed(
+    context: Context, kind: IncidentKind | None = None, task: str | None = None
+) -> tuple[int, bool]:
+    """How many of the newest COUNTED closed incidents are like this, and whether there are no
+    others.
+    """
+    async with context.databases.reading() as connection:
+        if connection is None:
+            return 0, True
+        return await incidents.number_closed(connection, kind, task, COUNTED)
 
 
 async def number_waiting(connection: AsyncConnection) -> int:

@@ -5,7 +5,7 @@ colours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from batch_system.operations.system import nodes
@@ -24,6 +24,17 @@ PAGES = (
 )
 LIVE = {"/": "night", "/tasks": "tasks", "/runs": "runs"}
 """The pages whose parts change while they are open, and their topics."""
+
+
+class Tab(NamedTuple):
+    """A part of a list, which a link above it shows. `number`: of its rows, as text; empty if it is
+    not known.
+    """
+
+    label: str
+    address: str
+    number: str
+    is_current: bool
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from batch_system.batch.incidents import problem as one_error
 from batch_system.batch.incidents.watched import NOBODY, Answering, answering
 from batch_system.batch.ledger.states import CLOSE_BY_THEMSELVES, OF_RUNS, IncidentKind
 from batch_system.errors import InvalidParameters
+from batch_system.operations.incidents import read
 from batch_system.operations.incidents.results import MOST_INCIDENTS, Incident
 from batch_system.pages.frame import formatting
+from batch_system.pages.frame.files import list_file
 from batch_system.pages.frame.render import render
-from batch_system.pages.frame.shell import shell_of
+from batch_system.pages.frame.shell import Tab, shell_of
 from batch_system.pages.frame.viewer import Viewer
 from batch_system.verbs.incidents import ListIncidents
 from batch_system.words import INCIDENTS
 
 PAGE = 25
-LONGEST_CURSOR = 100
+SHOWS = ("open", "acknowledged", "over")
+"""Which incidents are shown: open ones of which nobody has said that he takes care, open ones of
+which somebody has, and closed ones. Without any, all are.
+"""
+FILTERS = ("kind", "task")
 
 
 @dataclass(frozen=True)
@@ -46,31 +56,124 @@ def said(incident: Incident) -> str:
 
 
 async def show_incidents(request: Request, viewer: Viewer) -> str:
-    """Render the list. `?after=` is the cursor of a further page of what is over."""
+    """Render the list. `?show=`: which of them, see SHOWS; `?kind=` and `?task=`: only those.
+    `?after=` is the cursor of a further page of what is over.
+    """
+    given = _given(request)
     after = request.query_params.get("after") or None
-    if after is not None and len(after) > LONGEST_CURSOR:
-        raise InvalidParameters("after: allowed is the cursor that a page of this list has given")
-    opened = await viewer.operations(ListIncidents(state="open", limit=MOST_INCIDENTS))
-    over = await viewer.operations(ListIncidents(state="closed", limit=PAGE, after=after))
+    context = viewer.operations.context
+    wanted: dict[str, Any] = {name: given[name] for name in FILTERS if name in given}
+    opened = await viewer.operations(ListIncidents(**wanted, limit=MOST_INCIDENTS))
+    over = await viewer.operations(ListIncidents(**wanted, state="closed", limit=PAGE, after=after))
     names = {each.task for each in (*opened.incidents, *over.incidents) if each.task}
-    async with viewer.operations.context.databases.reading() as connection:
+    async with context.databases.reading() as connection:
         owners = await answering(connection, names) if connection is not None else {}
-    waits = [each for each in opened.incidents if each.kind not in CLOSE_BY_THEMSELVES]
-    needs = [each for each in waits if each.acknowledged_at is None]
+    closing = [each for each in opened.incidents if each.kind in CLOSE_BY_THEMSELVES]
+    taken = [each for each in opened.incidents if _is_taken(each)]
+    needs = [each for each in opened.incidents if each not in (*closing, *taken)]
+    rows = {
+        "needs": _rows(needs[::-1], owners, viewer),
+        "watch": _rows(closing, owners, viewer),
+        "taken": _rows(taken, owners, viewer),
+        "over": _rows(over.incidents, owners, viewer),
+    }
+    closed = await read.number_closed(context, **wanted)
     return await render(
         "incidents.html",
         **await shell_of(viewer, "incidents", "Incidents"),
-        needs=_rows(needs[::-1], owners, viewer),
-        watch=_rows(
-            [each for each in opened.incidents if each.kind in CLOSE_BY_THEMSELVES],
-            owners,
-            viewer,
+        **rows,
+        tabs=_tabs(given, len(rows["needs"]) + len(rows["watch"]), len(rows["taken"]), closed),
+        shows=lambda which: given.get("show", which) == which,
+        given=given,
+        query=urlencode(given),
+        chips=_chips(given),
+        kinds=[(kind.value, INCIDENTS[kind].heading) for kind in IncidentKind],
+        command=_command(given),
+        last_closed=max(
+            (each.closed_at for each in over.incidents if each.closed_at), default=None
         ),
-        taken=_rows([e for e in waits if e.acknowledged_at is not None], owners, viewer),
-        over=_rows(over.incidents, owners, viewer),
-        following=over.after,
+        following=urlencode({**given, "after": over.after}) if over.after else None,
         is_first=after is None,
         has_more=opened.after is not None,
+    )
+
+
+async def download_incidents(request: Request, viewer: Viewer) -> Response:
+    """What the filter of the list finds as `?format=csv` or json, the newest first."""
+    given = _given(request)
+    show = given.pop("show", None)
+    state = {None: "all", "over": "closed"}.get(show, "open")
+    wanted: dict[str, Any] = {**given, "state": state}
+    asked = ListIncidents(**wanted, limit=MOST_INCIDENTS)
+
+    def is_wanted(incident: Incident) -> bool:
+        return state != "open" or (_is_taken(incident) == (show == "acknowledged"))
+
+    return await list_file(request, viewer, "incidents", Incident, asked, is_wanted)
+
+
+def _is_taken(incident: Incident) -> bool:
+    """Whether a person takes care of an open incident."""
+    return incident.acknowledged_at is not None and incident.kind not in CLOSE_BY_THEMSELVES
+
+
+def _given(request: Request) -> dict[str, str]:
+    """The conditions that are given, by name."""
+    query = request.query_params
+    given = {name: value for name in ("show", *FILTERS) if (value := query.get(name, "").strip())}
+    if given.get("show") not in (None, *SHOWS):
+        raise InvalidParameters(f"show: allowed are {', '.join(SHOWS)}")
+    return given
+
+
+def _tabs(given: Mapping[str, str], opened: int, taken: int, closed: tuple[int, bool]) -> list[Tab]:
+    """All incidents, and those of each state, with their numbers. `closed`: how many are over, and
+    whether that is all.
+    """
+    over, is_all = closed
+    more = "" if is_all else "+"
+    numbers = {
+        "": f"{opened + taken + over:,}{more}",
+        "open": f"{opened:,}",
+        "acknowledged": f"{taken:,}",
+        "over": f"{over:,}{more}",
+    }
+    return [
+        Tab(
+            show.capitalize() or "All",
+            _address(given, show=show),
+            number,
+            given.get("show", "") == show,
+        )
+        for show, number in numbers.items()
+    ]
+
+
+def _chips(given: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """The name of each condition, its value in words, and the address without it."""
+    words = {"kind": INCIDENTS[IncidentKind(given["kind"])].heading} if "kind" in given else {}
+    return [
+        (name, words.get(name, given[name]), _address(given, **{name: ""}))
+        for name in FILTERS
+        if name in given
+    ]
+
+
+def _address(given: Mapping[str, str], **other: str) -> str:
+    query = urlencode({name: value for name, value in {**given, **other}.items() if value})
+    return f"/incidents?{query}" if query else "/incidents"
+
+
+def _command(given: Mapping[str, str]) -> str | None:
+    """The command that lists the same; None if it tells open ones and acknowledged ones not
+    apart.
+    """
+    state = {None: "all", "over": "closed"}.get(given.get("show"))
+    if state is None:
+        return None
+    options = {"state": state, **{name: given[name] for name in FILTERS if name in given}}
+    return " ".join(
+        ["batch incidents", *(f"--{name} {shlex.quote(value)}" for name, value in options.items())]
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from batch_system.batch.ledger import run_query
 from batch_system.batch.ledger.run_query import Counts
 from batch_system.batch.ledger.states import ACTIVE, RunState
 from batch_system.pages.frame.formatting import number
+from batch_system.pages.frame.shell import Tab
 from batch_system.pages.runs.run_filter import address
 
 ORDER = (
@@ -22,15 +22,6 @@ ORDER = (
     RunState.SKIPPED,
     RunState.CANCELLED,
 )
-
-
-class Tab(NamedTuple):
-    """`number`: of its runs, as text; empty if it is not known."""
-
-    label: str
-    address: str
-    number: str
-    is_current: bool
 
 
 def tabs_of(given: Mapping[str, str], counts: Counts | None) -> list[Tab]:

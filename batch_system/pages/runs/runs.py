@@ -8,6 +8,7 @@ from typing import Any, get_args
 from urllib.parse import urlencode
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from batch_system.batch.ledger.states import ACTIVE, IncidentKind
 from batch_system.errors import DatabaseError, Forbidden, UnknownRun
@@ -19,9 +20,10 @@ from batch_system.operations.bulks.results import BulkAction
 from batch_system.operations.incidents.results import Incident
 from batch_system.operations.runs import listing, log_window, pace, phases, quarantine, read
 from batch_system.operations.runs.log_window import LogWindow
-from batch_system.operations.runs.results import RunPage
+from batch_system.operations.runs.results import MOST_RUNS, RunPage
 from batch_system.operations.why.text import difference_in_words
 from batch_system.pages.charts.waterfall import waterfall
+from batch_system.pages.frame.files import list_file
 from batch_system.pages.frame.formatting import day
 from batch_system.pages.frame.forms import ID
 from batch_system.pages.frame.render import render
@@ -39,7 +41,7 @@ from batch_system.pages.runs.run_lines import Line, lines_of, parts_of, seconds_
 from batch_system.pages.runs.run_tabs import others_of, tabs_of
 from batch_system.pages.runs.saved_views import views_in
 from batch_system.verbs.incidents import ListIncidents
-from batch_system.verbs.runs import ShowBlocker, ShowChain
+from batch_system.verbs.runs import ListRuns, ShowBlocker, ShowChain
 from batch_system.verbs.why import WhyRun
 
 PAGE = 100
@@ -103,6 +105,13 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
             action for action in get_args(BulkAction) if _may_change(action, given.get("state"))
         ],
     )
+
+
+async def download_runs(request: Request, viewer: Viewer) -> Response:
+    """The runs that the filter finds as `?format=csv` or json, the newest first."""
+    conditions = conditions_of(given_in(request.query_params), viewer)
+    asked = ListRuns.of(**conditions, limit=MOST_RUNS)
+    return await list_file(request, viewer, "runs", RunSummary, asked)
 
 
 async def _lists(

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, delete, func, or_, select, text, update
+from sqlalchemy import Row, Select, and_, case, delete, func, or_, select, text, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import json_rows
@@ -239,6 +239,26 @@ def listing(
     if closed_since is not None:
         query = query.where(incidents.c.closed_at >= closed_since)
     return query
+
+
+async def number_closed(
+    connection: AsyncConnection, kind: str | None, task: str | None, most: int
+) -> tuple[int, bool]:
+    """How many of the `most` incidents that were closed last are like this, and whether there are
+    no others.
+    """
+    looked = (
+        select(incidents.c.id, incidents.c.kind, incidents.c.task)
+        .where(incidents.c.closed_at.is_not(None))
+        .order_by(incidents.c.closed_at.desc(), incidents.c.id.desc())
+        .limit(most + 1)
+        .subquery()
+    )
+    wanted = {looked.c.kind: kind, looked.c.task: task}
+    conditions = [column == value for column, value in wanted.items() if value is not None]
+    like_this = func.coalesce(func.sum(case((and_(true(), *conditions), 1), else_=0)), 0)
+    row = (await connection.execute(select(func.count(), like_this).select_from(looked))).one()
+    return min(row[1], most), row[0] <= most
 
 
 async def find(connection: AsyncConnection, incident: str) -> Row[Any] | None:
