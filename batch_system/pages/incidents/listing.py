@@ -27,8 +27,8 @@ from batch_system.words import INCIDENTS
 
 PAGE = 25
 SHOWS = ("open", "acknowledged", "over")
-"""Which incidents are shown: open ones of which nobody has said that he takes care, open ones of
-which somebody has, and closed ones. Without any, all are.
+"""Which incidents are shown: open ones that nobody takes care of, open ones that a person has
+acknowledged, and closed ones. Without any, all are.
 """
 FILTERS = ("kind", "task")
 
@@ -69,8 +69,9 @@ async def show_incidents(request: Request, viewer: Viewer) -> str:
     async with context.databases.reading() as connection:
         owners = await answering(connection, names) if connection is not None else {}
     closing = [each for each in opened.incidents if each.kind in CLOSE_BY_THEMSELVES]
-    taken = [each for each in opened.incidents if _is_taken(each)]
-    needs = [each for each in opened.incidents if each not in (*closing, *taken)]
+    waits = [each for each in opened.incidents if each.kind not in CLOSE_BY_THEMSELVES]
+    needs = [each for each in waits if each.acknowledged_at is None]
+    taken = [each for each in waits if each.acknowledged_at is not None]
     rows = {
         "needs": _rows(needs[::-1], owners, viewer),
         "watch": _rows(closing, owners, viewer),
