@@ -26,9 +26,9 @@ from batch_system.verbs.incidents import ListIncidents
 from batch_system.words import INCIDENTS
 
 PAGE = 25
-SHOWS = ("open", "acknowledged", "over")
-"""Which incidents are shown: open ones that nobody takes care of, open ones that a person has
-acknowledged, and closed ones. Without any, all are.
+STATES = {"open": "open", "acknowledged": "open", "over": "closed"}
+"""Which incidents can be shown, each with its state: open ones that nobody takes care of, open ones
+that a person has acknowledged, and closed ones. Without any, all are.
 """
 FILTERS = ("kind", "task")
 
@@ -56,7 +56,7 @@ def said(incident: Incident) -> str:
 
 
 async def show_incidents(request: Request, viewer: Viewer) -> str:
-    """Render the list. `?show=`: which of them, see SHOWS; `?kind=` and `?task=`: only those.
+    """Render the list. `?show=`: which of them, see STATES; `?kind=` and `?task=`: only those.
     `?after=` is the cursor of a further page of what is over.
     """
     given = _given(request)
@@ -103,7 +103,7 @@ async def download_incidents(request: Request, viewer: Viewer) -> Response:
     """What the filter of the list finds as `?format=csv` or json, the newest first."""
     given = _given(request)
     show = given.pop("show", None)
-    state = {None: "all", "over": "closed"}.get(show, "open")
+    state = STATES.get(show or "", "all")
     wanted: dict[str, Any] = {**given, "state": state}
     asked = ListIncidents(**wanted, limit=MOST_INCIDENTS)
 
@@ -122,8 +122,8 @@ def _given(request: Request) -> dict[str, str]:
     """The conditions that are given, by name."""
     query = request.query_params
     given = {name: value for name in ("show", *FILTERS) if (value := query.get(name, "").strip())}
-    if given.get("show") not in (None, *SHOWS):
-        raise InvalidParameters(f"show: allowed are {', '.join(SHOWS)}")
+    if given.get("show") not in (None, *STATES):
+        raise InvalidParameters(f"show: allowed are {', '.join(STATES)}")
     return given
 
 
@@ -169,8 +169,8 @@ def _command(given: Mapping[str, str]) -> str | None:
     """The command that lists the same; None if it tells open ones and acknowledged ones not
     apart.
     """
-    state = {None: "all", "over": "closed"}.get(given.get("show"))
-    if state is None:
+    state = STATES.get(given.get("show", ""), "all")
+    if state == "open":
         return None
     options = {"state": state, **{name: given[name] for name in FILTERS if name in given}}
     return " ".join(
