@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -92,12 +93,18 @@ def _server(url: URL) -> str:
     return " ".join(f"{name}='{value}'" for name, value in given.items())
 
 
-def _wait_for(socket: Path, log: Path) -> None:
+def _wait_for(address: Path, log: Path) -> None:
+    """Its file is there a moment before it listens, so only a connection tells."""
     give_up_at = time.monotonic() + START_SECONDS
-    while not socket.exists():
+    while not _listens(address):
         said = log.read_text() if log.exists() else ""
         assert time.monotonic() < give_up_at, f"PgBouncer does not listen:\n{said}"
         time.sleep(0.02)
+
+
+def _listens(address: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(address)) == 0
 
 
 def get() -> None:
