@@ -120,7 +120,9 @@ def test_frozen_before_its_commit_it_is_refused_when_it_wakes_up(world: World) -
     # Its COMMIT: the one that took over has ended its connections.
     assert "work failed: DBAPIError" in frozen.stderr
     outcomes = world.query("SELECT fence, outcome FROM batch_attempts ORDER BY fence", ledger=True)
-    assert outcomes == [(1, "lost"), (2, "succeeded")]
+    # On a busy machine the other node may lose its lease of two seconds as well, and go on.
+    assert outcomes[0] == (1, "lost")
+    assert [fence for fence, outcome in outcomes if outcome == "succeeded"] == [len(outcomes)]
     world.assert_exactly_once()
 
 
