@@ -1,5 +1,5 @@
 """Files of SQLite that are deleted, replaced or damaged under a service: it says so, and ends.
-About 8 s.
+About 9 s.
 
 Each case is a process of its own, and all of them begin at the same time.
 """
@@ -18,6 +18,8 @@ from tests.outages import Case, until
 from tests.processes import SERVE, process
 
 SETTINGS = {"HEARTBEAT_SECONDS": "1", "POLL_SECONDS": "0.5", "LOG_LEVEL": "INFO"}
+UNREADY = {"POLL_SECONDS": "1"}
+"""How long a service lives on after it has found the loss: until its next poll."""
 OUT_OF_ORDER = 3
 WAIT = 30.0
 
@@ -62,7 +64,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
         for name in LOST:
             folder = tmp_path_factory.mktemp("lost")
             urls = [f"sqlite+aiosqlite:///{folder}/{file}.db" for file in ("app", "ledger")]
-            settings = {**SETTINGS, **({} if name in REPLACED else {"DRAIN_SECONDS": "1"})}
+            settings = {**SETTINGS, **(UNREADY if name in REPLACED else {"DRAIN_SECONDS": "1"})}
             cases[name] = case = Case(folder / "service", urls[0], urls[1], settings)
             case.service = stack.enter_context(process(case.folder, SERVE, case.settings))
         for case in cases.values():
@@ -70,18 +72,19 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]
             until(lambda case=case: case.written(), WAIT, "it works")
         for name, (file, lose) in LOST.items():
             lose(cases[name].folder.parent / file)
-        for name in REPLACED:
-            cases[name].ready["lost"] = until(
-                lambda name=name: unready(cases[name]), WAIT, f"{name}: /readyz says so"
-            )
+        lost = [cases[name] for name in REPLACED]
+        until(lambda: all_unready(lost), WAIT, "each /readyz says so")
         for name in LOST:
             until(lambda name=name: has_ended(cases[name], name), WAIT, f"{name}: it ends")
         yield cases
 
 
-def unready(case: Case) -> tuple[int, dict[str, str]] | None:
-    status, reasons = case.readiness()
-    return (status, reasons) if status == 503 else None
+def all_unready(lost: list[Case]) -> bool:
+    """Ask each one in each round: it answers from one poll until the next, and then ends."""
+    for case in lost:
+        if "lost" not in case.ready and (answer := case.readiness())[0] == 503:
+            case.ready["lost"] = answer
+    return all("lost" in case.ready for case in lost)
 
 
 def has_ended(case: Case, name: str) -> bool:
