@@ -77,7 +77,10 @@ def test_the_clock_of_one_node_steps_and_that_of_the_server_decides(
 
 
 def test_the_clock_of_the_only_machine_is_set_back_by_an_hour(tmp_path: Path) -> None:
-    """Then no slot is fired again: it is as if the clock had been ahead before."""
+    """Then no slot is fired again: it is as if the clock had been ahead before.
+
+    It is right again within a minute, so that all slots are still on time.
+    """
     with Story(tmp_path / "story", {}) as story:
         wrong = WrongClock(tmp_path / "wrong")
         story.start("a", settings=wrong.settings, command=SERVE)
@@ -88,7 +91,7 @@ def test_the_clock_of_the_only_machine_is_set_back_by_an_hour(tmp_path: Path) ->
             30,
             "it says that nothing fires",
         )
-        story.wait(60)
+        story.wait(40)
         wrong.set(0.0)
         story.check_end()
         story.check_told(f"opened {AHEAD}", f"closed {AHEAD}", headline=None)
