@@ -17,7 +17,7 @@ import httpx
 import pytest
 from sqlalchemy import delete, select, update
 
-from batch_system import BaseTask, ItemTask, Skip, get_db, get_logger
+from batch_system import BaseTask, ItemTask, Skip, clock, get_db, get_logger
 from batch_system.batch.ledger import tables
 from batch_system.batch.ledger.people.access_tables import events
 from batch_system.batch.tasks.registry import TaskRegistry
@@ -81,16 +81,19 @@ async def watch(ledger: Database) -> AsyncIterator[Watching]:
         yield node
 
 
-async def deployed(ledger: Database, run: RunRecord, version: str, **settings: Any) -> None:
-    """The audit has the start of the process that has executed this run: its version and its
-    settings.
+async def deployed(
+    ledger: Database, run: RunRecord, version: str, at: datetime | None = None, **settings: Any
+) -> None:
+    """The audit has the start of the process that has executed this run, by default before it was
+    made: its version and its settings.
     """
     async with ledger.engine.begin() as connection:
         query = select(tables.attempts.c.node).where(tables.attempts.c.run == run.id)
-        node = (await connection.execute(query)).scalar_one()
+        newest = query.order_by(tables.attempts.c.started_at.desc()).limit(1)
+        node = (await connection.execute(newest)).scalar_one()
         its = get_settings().model_copy(update=settings)
         versions = {"package": "0.1.0", "application": version}
-        at = run.created_at - timedelta(seconds=1)
+        at = at or run.created_at - timedelta(seconds=1)
         await deploys.record_start(connection, node, its, versions, at)
 
 
@@ -457,24 +460,38 @@ async def test_nothing_is_wrong(batch: Batch) -> None:
             await service.operations(WhyTask(name="nobody_knows"))
 
 
-async def test_a_run_that_was_retried_with_success_is_compared_as_it_had_failed(
-    batch: Batch, watch: Watching, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by", ["its retry", "another run"])
+async def test_a_run_that_was_made_good_is_compared_as_it_had_failed_and_with_what_made_it_good(
+    batch: Batch, watch: Watching, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     async with http_receiver("200 OK", "401 Unauthorized") as bank:
         monkeypatch.setattr(Statements, "url", bank.url)
         bad = await refused(batch, watch)
         before = said(await why(batch, WhyRun(run=bad.id)))
         bank.answers = ["200 OK"]
-        await batch.advance(minutes=1)
-        assert (await batch.retry(bad)).state == "succeeded"
+        await batch.advance(minutes=5)
+        at = clock.now() - timedelta(seconds=1)
+        good = await (batch.retry(bad) if by == "its retry" else batch.run(Statements))
+        assert good.state == "succeeded"
+        await deployed(watch.ledger, good, "2.14.2", at, LOG_LEVEL="INFO")
         await watch.turn(2)
     text = said(await why(batch, WhyRun(run=bad.id)))
-    assert "its attempt 1 failed: HTTPStatusError" in text and "a later one has succeeded" in text
+    if by == "its retry":
+        assert "its attempt 1 failed: HTTPStatusError" in text
+        assert "a later one has succeeded" in text
     (incident,) = await watch.incidents(kind="failed")
     answer = await why(batch, WhyIncident(incident=incident["id"]))
     assert answer.comparison is not None and answer.comparison.bad.version == "2.14.1"
     assert "version: 2.14.0 -> 2.14.1" in before and "version: 2.14.0 -> 2.14.1" in said(answer)
     assert "token rejected" in said(answer)
+    assert """\
+  the run that made the last one good differs from it:
+    version: 2.14.1 -> 2.14.2
+    setting LOG_LEVEL: DEBUG -> INFO
+""" in said(answer)
+    mended = answer.mended
+    assert mended is not None and (mended.bad.run, mended.good.run) == (bad.id, good.id)
+    assert {"parameter", "file", "policy"} <= set(mended.same) and not mended.new_lines
 
 
 @pytest.mark.rest

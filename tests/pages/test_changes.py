@@ -31,6 +31,7 @@ from batch_system.settings.reading import get_settings
 from batch_system.verbs.access import ListChanges
 from batch_system.verbs.verb import all_verbs
 from batch_system.words import EVENTS
+from tests.pages.conftest import People, failed_run
 
 AT = datetime(2026, 10, 24, 20, 48, tzinfo=UTC)
 NOTHING: dict[str, Any] = dict.fromkeys(
@@ -213,3 +214,23 @@ async def test_the_page_and_the_files_show_what_the_filter_finds(ledger: Databas
         for wrong in ("from=yesterday", "kind=moon", f"task={'a' * 101}"):
             with pytest.raises(InvalidParameters):
                 await ask(ledger, f"/changes?{wrong}")
+
+
+async def test_a_change_says_what_has_become_of_it_and_what_can_be_done_about_it(
+    people: People,
+) -> None:
+    run = await failed_run(people.operator)
+    await people.operator.send("/tasks/report/pause", note="the disk is full")
+    html = await people.operator.page("/changes")
+    assert re.search(
+        r"operator paused report : the disk is full It is still paused. Resume…", text_of(html)
+    )
+    assert re.search(
+        r"operator ran report by hand It failed after [\d.]+ m?s. Show the run", text_of(html)
+    )
+    assert 'href="/tasks/report/resume"' in html and f'href="/runs/{run}"' in html
+    of_viewer = await people.viewer.page("/changes")
+    assert "It is still paused." in of_viewer and "/resume" not in of_viewer
+    assert "still paused" not in await people.operator.page("/changes?action=task.pause")
+    await people.operator.send("/tasks/report/resume")
+    assert "still paused" not in await people.operator.page("/changes")

@@ -32,6 +32,7 @@ HOSTILE = (
     'a "quoted", <b>bold</b>\r\nsecond line',
     "\x1b[31m\u202eright",
 )
+NOTHING = dict.fromkeys(("reason", "message", "count", "total"))
 
 
 async def make(people: People, *values: Mapping[str, object]) -> list[str]:
@@ -42,7 +43,7 @@ async def make(people: People, *values: Mapping[str, object]) -> list[str]:
         for n, each in enumerate(values)
     ]
     async with people.served.service.ledger.engine.begin() as connection:
-        await connection.execute(insert(tables.runs), [{"reason": None, **row} for row in rows])
+        await connection.execute(insert(tables.runs), [{**NOTHING, **row} for row in rows])
     return [str(row["id"]) for row in rows]
 
 
@@ -281,3 +282,26 @@ async def test_a_run_that_ends_while_its_page_is_made_is_on_it_once(
 
     monkeypatch.setattr(listing, "list_runs", ended_meanwhile)
     assert (await people.viewer.page("/runs")).count(f'<tr id="r-{run}"') == 1
+
+
+async def test_a_line_says_how_many_items_its_runs_have_processed(people: People) -> None:
+    equal = {"task": "equal", "state": "succeeded", "fingerprint": None, "message": "done"}
+    ended = {"task": "ended", "state": "succeeded", "message": "31 prices changed"}
+    await make(
+        people,
+        *({**equal, "count": count} for count in (2_000, 300, None)),
+        {**ended, "count": 1, "total": 1},
+        {"task": "broken", "reason": "OSError: full", "count": 5, "total": 31_000},
+        {"task": "counts nothing", "reason": "OSError: gone"},
+    )
+    html = await people.viewer.page("/runs")
+    said = [
+        " ".join(re.sub("<[^>]+>", " ", cell).split())
+        for cell in re.findall(r'<td class="why">(.*?)</td>', html, re.DOTALL)
+    ]
+    assert said[-4:] == [
+        "×3 2,300 items together",
+        "31 prices changed · 1 item",
+        "OSError: full · 5 of 31,000 items",
+        "OSError: gone",
+    ]

@@ -122,6 +122,8 @@ async def test_many_runs_are_changed_after_a_preview(people: People) -> None:
     await people.viewer.page("/runs/bulk/acknowledge", 403)
     bulk = answer.headers["location"]
     assert f'href="{bulk}/undo"' in html and "/undo" not in await people.viewer.page(bulk)
+    changes = await people.operator.page("/changes")
+    assert "1 run changed." in changes and f'href="{bulk}/undo">Undo…</a>' in changes
     asked = await people.operator.page(f"{bulk}/undo")
     assert "Reopen 1 run?" in asked and "<dd>acknowledge of 1 run by operator</dd>" in asked
     preview = re.search(r'name="preview" value="([^"]+)"', asked)

@@ -25,7 +25,14 @@ from batch_system.errors import InvalidParameters, UnknownPreview, WrongState
 from batch_system.escaping import brief, echoed
 from batch_system.operations.asking.context import Context
 from batch_system.operations.asking.filter import RunFilter
-from batch_system.operations.bulks.results import Action, Bulk, BulkAction, Preview, PreviewedRun
+from batch_system.operations.bulks.results import (
+    UNDOES,
+    Action,
+    Bulk,
+    BulkAction,
+    Preview,
+    PreviewedRun,
+)
 from batch_system.operations.incidents.ending import tell_followers, tell_followers_again
 from batch_system.operations.incidents.notes import check_note
 from batch_system.operations.people.redacting import hidden_tasks, refuse_secret_filter
@@ -50,8 +57,6 @@ STATES: Mapping[str, frozenset[str]] = {
     "reopen": frozenset({RunState.FAILED}),
 }
 """The states of the runs that each action changes."""
-UNDOES: Mapping[str, Action] = {"retry": "cancel", "cancel": "retry", "acknowledge": "reopen"}
-"""The action that undoes each one."""
 
 MOST_TASKS = 20
 """A preview counts the runs of at most this many tasks one by one."""

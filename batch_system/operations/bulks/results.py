@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -12,6 +13,9 @@ from batch_system.operations.starting.results import BackfillCounts
 
 Action = Literal["retry", "cancel", "acknowledge", "reopen", "backfill"]
 """`reopen` undoes `acknowledge`."""
+
+UNDOES: Mapping[str, Action] = {"retry": "cancel", "cancel": "retry", "acknowledge": "reopen"}
+"""The bulks that can be undone, each with the action that does it."""
 
 
 BulkAction = Literal["retry", "cancel", "acknowledge"]
@@ -62,3 +66,7 @@ class Bulk(Result):
     started_at: datetime | None
     finished_at: datetime | None
     note: str | None
+
+    @property
+    def can_be_undone(self) -> bool:
+        return self.finished_at is not None and self.action in UNDOES

@@ -4,122 +4,88 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Row, select
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.cron import utc_offsets
 from batch_system.batch.cron.zones import zone_of
 from batch_system.batch.incidents.durations import Durations, UsualDurations
-from batch_system.batch.ledger import attempts as attempt_rows
-from batch_system.batch.ledger import calendars, run_logs, schedules
-from batch_system.batch.ledger import nodes as node_rows
+from batch_system.batch.ledger import calendars, schedules
 from batch_system.batch.ledger.people import audit
-from batch_system.batch.ledger.people.access_tables import events
-from batch_system.batch.ledger.run_logs import LogLine
-from batch_system.batch.ledger.run_rows import NEWEST_FIRST, run_rows
-from batch_system.batch.ledger.states import RunState
-from batch_system.batch.ledger.tables import NO_PART_SQL, durations, runs
 from batch_system.concurrency.offload import offload
 from batch_system.errors import BatchError
 from batch_system.escaping import cut
 from batch_system.operations.why import changes
-from batch_system.operations.why.log_kinds import FROM_EACH_END, new_lines
-from batch_system.operations.why.results import Comparison, Part, RunDifference, Side
+from batch_system.operations.why.compared import Compared, compared, mapping_of
+from batch_system.operations.why.log_kinds import new_lines
+from batch_system.operations.why.results import Comparison, Part, RunDifference
 from batch_system.redaction import MASK, Redaction
 
-SEARCHED = (50, 5_000)
-"""A success is searched for in at most this many runs before the first failure; in the larger
-number if it is not among the first.
-"""
-MOST_STARTS = 200
-"""The start of a node is searched for in at most this many of the starts before the run."""
 LONGEST = 200
 """A value is shown up to this many characters."""
 ANOTHER = f"{MASK} (another value)"
 MUCH = 1.5
 """A run took as long as the other one if neither took this many times as long."""
-START = timedelta(minutes=1)
-"""A node may execute a run before its start is in the audit."""
-
-_COLUMNS = (
-    "id",
-    "task",
-    "slot",
-    "state",
-    "params",
-    "node",
-    "count",
-    "created_at",
-    "attempt_started_at",
-    "finished_at",
-)
-
-
-class Compared(NamedTuple):
-    """A run, with what the ledger knows of the process that executed it last."""
-
-    row: Row[Any]
-    side: Side
-    versions: Mapping[str, Any]
-    settings: Mapping[str, Any] | None
-    log: Sequence[LogLine]
-
-    @property
-    def began_at(self) -> datetime:
-        """When its last attempt began, or when it was made."""
-        return self.side.started_at or self.side.created_at
-
-
-async def last_good(connection: AsyncConnection, task: str, before: datetime) -> str | None:
-    """The newest run of a task that was made before an instant and has succeeded; None if there is
-    none among the runs that are searched.
-    """
-    for most in SEARCHED:
-        if (found := await _newest_success(connection, task, before, most)) is not None:
-            return found
-    # So many others lie in between. The durations know when the task succeeded last.
-    known = select(durations.c.last_success_at).where(durations.c.task == task)
-    at: datetime | None = (await connection.execute(known)).scalar()
-    if at is None or at >= before:
-        return None
-    return await _newest_success(connection, task, at, SEARCHED[-1])
-
-
-async def _newest_success(
-    connection: AsyncConnection, task: str, before: datetime, most: int
-) -> str | None:
-    newest = run_rows(
-        ("id", "state", "fingerprint", "created_at"),
-        runs.c.task == task,
-        runs.c.created_at < before,
-        NO_PART_SQL,
-    )
-    newest = newest.order_by(*NEWEST_FIRST).limit(most)
-    searched = newest.subquery()
-    query = (
-        select(searched.c.id)
-        .where(searched.c.state == RunState.SUCCEEDED, searched.c.fingerprint.is_(None))
-        .order_by(searched.c.created_at.desc(), searched.c.id.desc())
-        .limit(1)
-    )
-    found: str | None = (await connection.execute(query)).scalar()
-    return found
+Differences = list[RunDifference] | None
+"""What differs in one respect; None: that is not known of both."""
 
 
 async def compare(
     connection: AsyncConnection, good: str, bad: str, redaction: Redaction, now: datetime
 ) -> Comparison | None:
     """What differs between two runs of one task; None if one of them was deleted just now."""
-    one = await _compared(connection, good)
-    other = await _compared(connection, bad, is_bad=True)
+    one = await compared(connection, good)
+    other = await compared(connection, bad, is_bad=True)
     if one is None or other is None:
         return None
-    usual = await UsualDurations(connection, now).of_task(one.row.task)
     lines, kinds = await offload(new_lines, one.log, other.log)
-    found: dict[Part, list[RunDifference] | None] = {
+    found = await _parts(connection, one, other, redaction, now)
+    found["log"] = _of_logs(one, other, kinds)
+    return Comparison(
+        good=one.side,
+        bad=other.side,
+        differences=[each for its in found.values() for each in its or ()],
+        same=[part for part, its in found.items() if its == []],
+        new_lines=lines,
+        new_kinds=kinds,
+    )
+
+
+async def compare_mended(
+    connection: AsyncConnection, bad: str, good: str, redaction: Redaction, now: datetime
+) -> Comparison | None:
+    """What differs between a bad run and the later one that made it good, which may be its own
+    retry; None if one of them was deleted just now. Their logs are not compared.
+    """
+    one = await compared(connection, bad, is_bad=True)
+    other = await compared(connection, good)
+    if one is None or other is None:
+        return None
+    found = await _parts(connection, one, other, redaction, now)
+    differences = [each for its in found.values() for each in its or ()]
+    return Comparison(
+        good=other.side,
+        bad=one.side,
+        differences=[
+            each.model_copy(update={"good": each.bad, "bad": each.good}) for each in differences
+        ],
+        same=[part for part, its in found.items() if its == []],
+        new_lines=[],
+        new_kinds=0,
+    )
+
+
+async def _parts(
+    connection: AsyncConnection, one: Compared, other: Compared, redaction: Redaction, now: datetime
+) -> dict[Part, Differences]:
+    """What differs between a run and a later one, from the first as `good` to the second as
+    `bad`.
+    """
+    usual = await UsualDurations(connection, now).of_task(one.row.task)
+    return {
         "version": _of_versions(one, other),
         **await _declared(connection, one, other),
         "setting": await _of_settings(connection, one, other),
@@ -127,86 +93,7 @@ async def compare(
         **await _of_schedule(connection, one, other),
         "node": _of_hosts(one, other),
         "duration": _of_durations(one, other, usual),
-        "log": _of_logs(one, other, kinds),
     }
-    differences = [each for part in found.values() for each in part or ()]
-    return Comparison(
-        good=one.side,
-        bad=other.side,
-        differences=differences,
-        same=[part for part, its in found.items() if its == []],
-        new_lines=lines,
-        new_kinds=kinds,
-    )
-
-
-async def _compared(connection: AsyncConnection, run: str, is_bad: bool = False) -> Compared | None:
-    """A run, by its last attempt. `is_bad`: by its last attempt that did not succeed, because a
-    retry may have succeeded since.
-    """
-    row = (await connection.execute(run_rows(_COLUMNS, runs.c.id == run))).first()
-    if row is None:
-        return None
-    ended = await attempt_rows.of_run(connection, run)
-    bad = [each for each in ended if each["outcome"] != RunState.SUCCEEDED] if is_bad else []
-    last = bad[-1] if bad else ended[-1] if ended else None
-    node = last["node"] if last is not None else row.node
-    began = last["started_at"] if last is not None else row.attempt_started_at
-    over = last["ended_at"] if last is not None else row.finished_at
-    known = await node_rows.get(connection, node) if node is not None else None
-    start = await _start_of(connection, node, (began or row.created_at) + START) if node else None
-    versions = _mapping((start or {}).get("versions"))
-    if not versions and known is not None:
-        versions = {"application": known["application"], "package": known["version"]}
-    fences = [
-        each
-        for each in await run_logs.fences(connection, run)
-        if not is_bad or last is None or each.fence == last["fence"]
-    ]
-    side = Side.of(
-        row._mapping,
-        run=run,
-        started_at=began,
-        finished_at=over,
-        seconds=(over - began).total_seconds() if over is not None and began is not None else None,
-        version=versions.get("application") or versions.get("package"),
-        host=known["host"] if known is not None else None,
-        lines=sum(each.lines for each in fences),
-    )
-    settings = (start or {}).get("settings")
-    settings = settings if isinstance(settings, Mapping) else None
-    return Compared(
-        row, side, versions, settings, await run_logs.ends(connection, run, fences, FROM_EACH_END)
-    )
-
-
-async def _start_of(
-    connection: AsyncConnection, node: str, until: datetime
-) -> Mapping[str, Any] | None:
-    """What the audit says about the start of a node: its versions and settings; None if it says
-    nothing. Rows of nodes are deleted sooner.
-    """
-    starts = (
-        select(events.c.id, events.c.target)
-        .where(events.c.action == "service.start", events.c.at <= until)
-        .order_by(events.c.at.desc(), events.c.id.desc())
-        .limit(MOST_STARTS)
-    )
-    found = [row.id for row in await connection.execute(starts) if row.target == node]
-    if not found:
-        return None
-    after = (
-        await connection.execute(select(events.c.after).where(events.c.id == found[0]))
-    ).scalar()
-    return _mapping(after)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-Differences = list[RunDifference] | None
-"""What differs in one respect; None: that is not known of both."""
 
 
 def _of_versions(good: Compared, bad: Compared) -> Differences:
@@ -231,10 +118,10 @@ async def _declared(
     policies: dict[str, tuple[Any, Any]] = {}
     file: tuple[Any, Any] | None = None
     for event in (await connection.execute(query)).all():  # the newest first
-        before, after = _mapping(event.before), _mapping(event.after)
+        before, after = mapping_of(event.before), mapping_of(event.after)
         if before.get("file") != after.get("file"):
             file = before.get("file"), file[1] if file is not None else after.get("file")
-        old, new = _mapping(before.get("policies")), _mapping(after.get("policies"))
+        old, new = mapping_of(before.get("policies")), mapping_of(after.get("policies"))
         for name in old.keys() | new.keys():
             latest = policies[name][1] if name in policies else new.get(name)
             policies[name] = old.get(name), latest
@@ -261,8 +148,8 @@ async def _of_settings(connection: AsyncConnection, good: Compared, bad: Compare
             changes.MOST, None, good.began_at, bad.began_at, action="settings.change"
         )
         for event in (await connection.execute(query)).all():  # the newest first
-            old |= _mapping(event.before)
-            new = {**_mapping(event.after), **new}
+            old |= mapping_of(event.before)
+            new = {**mapping_of(event.after), **new}
     return [
         RunDifference(
             part="setting",

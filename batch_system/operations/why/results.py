@@ -69,7 +69,8 @@ class NewLine(Result):
 
 
 class Comparison(Result):
-    """The last good run beside the first bad one, or the bad one that was asked about.
+    """The last good run beside the first bad one, or the bad one that was asked about; or the last
+    bad run beside the good one that made it good.
 
     `same`: what was compared and is equal. `new_lines`: at most 12, the severest ones, in the order
     of the log. `new_kinds`: how many kinds of lines are new.
@@ -129,6 +130,8 @@ class Why(Result):
         incident: The incident that the error belongs to.
         reasons: The most telling one first.
         comparison: None if nothing has failed, or no run has succeeded before.
+        mended: Of an incident that is over because its last failure was made good, the last bad run
+            beside the good one; otherwise None.
         keeps_back: The runs that wait for a success.
         next: Commands that show more, or that change something, the most useful one first.
     """
@@ -141,5 +144,6 @@ class Why(Result):
     incident: str | None = None
     reasons: Sequence[Reason] = ()
     comparison: Comparison | None = None
+    mended: Comparison | None = None
     keeps_back: Sequence[KeptBack] = ()
     next: Sequence[str] = ()

@@ -33,6 +33,10 @@ def lines_of(why: Why) -> Iterator[str]:
         yield f"  {line(reason.text)}"
     if why.comparison is not None:
         yield from _comparison(why.comparison)
+    if why.mended is not None and why.mended.differences:
+        yield "  the run that made the last one good differs from it:"
+        for each in why.mended.differences:
+            yield f"    {line(difference_in_words(each, is_mended=True))}"
     if why.keeps_back:
         yield f"  it keeps back {line(kept_back_in_words(why.keeps_back))}"
     if why.next:
@@ -54,10 +58,14 @@ def _comparison(compared: Comparison) -> Iterator[str]:
         yield f"  new in the log: {more:,} more kinds of lines"
 
 
-def difference_in_words(difference: RunDifference) -> str:
-    """Such as `setting GIRO_URL: https://giro/v1 -> https://giro/v2`."""
+def difference_in_words(difference: RunDifference, is_mended: bool = False) -> str:
+    """Such as `setting GIRO_URL: https://giro/v1 -> https://giro/v2`, from the good run to the bad
+    one; `is_mended`: from the bad one to the good one.
+    """
     name = f" {difference.name}" if difference.name is not None else ""
     old, new = (
         value if value is not None else "none" for value in (difference.good, difference.bad)
     )
+    if is_mended:
+        old, new = new, old
     return f"{_WORDS[difference.part]}{name}: {old} -> {new}"

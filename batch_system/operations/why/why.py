@@ -33,7 +33,7 @@ from batch_system.operations.incidents.read import find
 from batch_system.operations.people.redacting import SECRET_TAG
 from batch_system.operations.runs import quarantine
 from batch_system.operations.runs.read import row_of, run_of
-from batch_system.operations.why import commands, comparing, run_states, standing
+from batch_system.operations.why import commands, compared, comparing, run_states, standing
 from batch_system.operations.why.asked import Asked, first_line_of
 from batch_system.operations.why.results import Comparison, Reason, Why
 from batch_system.words import INCIDENTS, short, utc
@@ -205,7 +205,7 @@ async def _compared(
     """What differs between the last good run before the first failure and a bad one, and a sentence
     about the good one.
     """
-    good = await comparing.last_good(asked.connection, task, first)
+    good = await compared.last_good(asked.connection, task, first)
     if good is None:
         text = f"no success of {task} before it is known"
         return None, Reason(kind="good", text=text)
@@ -216,6 +216,17 @@ async def _compared(
     at = found.good.slot or found.good.created_at
     text = f"the last good run is {short(good)}, {utc(at)}"
     return found, Reason(kind="good", text=text, run=good, at=at)
+
+
+async def _mended(asked: Asked, incident: Row[Any]) -> Comparison | None:
+    """The last bad run of an incident beside the run that made it good; None if none did."""
+    columns = (runs.c.id, runs.c.made_good_at, runs.c.made_good_by)
+    query = select(*columns).where(runs.c.id == incident.newest_run)
+    bad = (await asked.connection.execute(query)).first()
+    if bad is None or bad.made_good_at is None:
+        return None
+    redaction, good = asked.context.redaction, bad.made_good_by or bad.id
+    return await comparing.compare_mended(asked.connection, bad.id, good, redaction, asked.now)
 
 
 async def _kept_back(connection: AsyncConnection, run: str) -> list[KeptBack]:
@@ -300,6 +311,7 @@ async def _of_incident(asked: Asked, row: Row[Any]) -> Why:
         reasons.append(good)
         more = {
             "comparison": comparison,
+            "mended": await _mended(asked, row) if row.closed_at is not None else None,
             "keeps_back": await _kept_back(connection, row.newest_run or failed["id"]),
         }
     else:

@@ -19,6 +19,7 @@ from batch_system.errors import InvalidParameters
 from batch_system.operations.incidents.results import MOST_INCIDENTS
 from batch_system.operations.people.changes import kind_of
 from batch_system.operations.people.results import MOST_CHANGES, Change, ChangeCounts
+from batch_system.pages.changes.outcomes import with_outcomes
 from batch_system.pages.changes.sentences import KINDS, SERVICE, Line, lines_of
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.files import TYPES, attachment, csv_head, csv_rows
@@ -65,7 +66,9 @@ async def show_changes(request: Request, viewer: Viewer) -> str:
     lines = [each for each in found.lines if who in (None, each.who) and kind in (None, each.kind)]
     people, kinds = found.by("who", {"kind": kind}), found.by("kind", {"who": who})
     first = _first(request)
-    shown = lines[first : first + SHOWN]
+    is_newest = not {"after", "to", "action"} & request.query_params.keys()
+    newest = found.changes if is_newest else ()
+    shown = await with_outcomes(lines[first : first + SHOWN], newest, viewer)
     more = {**given, "first": str(first + SHOWN)} if lines[first + SHOWN :] else None
     if more is None and found.after is not None:
         more = {**given, "after": found.after}

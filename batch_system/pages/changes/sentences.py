@@ -40,7 +40,8 @@ class Line:
 
     `who`: the person, or SERVICE; `shown`: the name that begins the sentence, if any. `css`: "hit"
     for an incident, "out" for one about an outage. `link`: a path for the name. `source`: how it
-    came, such as page.
+    came, such as page. `event`: the event that it tells; None for an incident. `action`: what may
+    be done about it now, as a label and a path.
     """
 
     at: datetime
@@ -56,6 +57,8 @@ class Line:
     css: str = ""
     link: str = ""
     source: str = ""
+    event: Change | None = None
+    action: tuple[str, str] | None = None
 
 
 def lines_of(changes: Iterable[Change], incidents: Iterable[Incident]) -> list[Line]:
@@ -79,6 +82,7 @@ def line_of(change: Change) -> Line:
         did="",
         note=change.note or "",
         source=change.source,
+        event=change,
     )
     if action in _SERVICE:
         icon, said = _SERVICE[action]

@@ -16,6 +16,7 @@ from batch_system.concurrency.offload import offload
 from batch_system.escaping import cut
 from batch_system.operations.tasks import history
 from batch_system.operations.why import room as rooms
+from batch_system.operations.why.results import Comparison
 from batch_system.operations.why.room import MOST_COUNTED, Beginning, Event, Room
 from batch_system.operations.why.text import lines_of
 from batch_system.pages.charts.strip_chart import strip_chart
@@ -80,10 +81,10 @@ async def show_incident(request: Request, viewer: Viewer) -> str:
         level="calm" if incident.closed_at else "bad" if incident.kind in OF_RUNS else "watch",
         **_way(found, viewer),
         **await _slots(found, viewer),
-        same=formatting.sentence_list([_PARTS[part] for part in found.why.comparison.same])
-        if found.why.comparison is not None
-        else "",
-        differ=_differ(found),
+        same=_same(found.why.comparison),
+        differ=_differ(found.why.comparison),
+        mended_same=_same(found.why.mended),
+        mended_differ=_differ(found.why.mended),
         of_error=_of_error(found),
         as_text="\n".join(lines_of(found.why)),
         is_of_runs=incident.kind in OF_RUNS,
@@ -117,9 +118,13 @@ def _of_error(found: Room) -> str:
     return address(of_task, fingerprint=error)
 
 
-def _differ(found: Room) -> str:
+def _same(compared: Comparison | None) -> str:
+    """What is the same in both runs, such as "version and host"."""
+    return formatting.sentence_list([_PARTS[each] for each in compared.same]) if compared else ""
+
+
+def _differ(compared: Comparison | None) -> str:
     """Such as "3 things differ, 7 are the same"; empty without a comparison."""
-    compared = found.why.comparison
     if compared is None:
         return ""
     number, same = len(compared.differences), len(compared.same)

@@ -43,6 +43,19 @@ class Line:
         """The ids of all its runs, as a checkbox sends them."""
         return ",".join(run.id for run in self.runs)
 
+    @property
+    def items(self) -> str:
+        """How many items were processed, such as "12,004 items", "5,236 of 31,000 items" or, of
+        several runs, "9,218 items together"; empty if none were counted.
+        """
+        count, total = self.run.count, self.run.total
+        if self.number > 1:
+            together = sum(run.count or 0 for run in self.runs)
+            return f"{formatting.counted(together, 'item')} together" if together else ""
+        if total and total != count:
+            return f"{formatting.number(count or 0)} of {formatting.counted(total, 'item')}"
+        return formatting.counted(count, "item") if count else ""
+
 
 @dataclass(frozen=True)
 class Part:
