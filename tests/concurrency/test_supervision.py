@@ -104,9 +104,9 @@ async def test_each_loop_that_ends_with_an_error_is_named_logged_shown_and_count
             loop = next(each for each in node.supervisor._loops if each.name == name)
             assert isinstance(loop, Background)
             await asyncio.sleep(0.01)  # it begins
-            while any(
-                pool.checkedout() for pool in (node.ledger.engine.pool, node.ledger.reader.pool)
-            ):
+            databases = (node.ledger, node.application)
+            pools = [pool for each in databases for pool in (each.engine.pool, each.reader.pool)]
+            while any(pool.checkedout() for pool in pools):
                 await asyncio.sleep(0.01)  # not while a connection waits for an answer
             with pytest.raises(Defect):
                 loop.work.get_coro().throw(Defect())  # type: ignore[union-attr]
