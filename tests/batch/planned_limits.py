@@ -16,6 +16,7 @@ from batch_system.batch.ledger.limit_numbers import Answer
 from batch_system.batch.ledger.states import Rank
 from batch_system.batch.queue import claiming, enqueue, key_queues, left_queues
 from batch_system.batch.queue.claiming import Capacity
+from batch_system.batch.queue.key_queues import Conditions
 from batch_system.batch.queue.requests import Startable, StartRequest, Starts
 from batch_system.batch.queue.turns import Turns
 from batch_system.batch.tasks.registry import Task
@@ -66,9 +67,9 @@ async def send(ledger: Database, tasks: dict[str, Task], of: Of, now: datetime) 
         with of("claim with a limit"):
             await claiming.take(connection, tasks, NODE, Capacity(5, 5), turns=Turns())
         for rank in (Rank.JOINING, Rank.INTERRUPTED):
-            values = {"each": 5, "now": now}
+            conditions = Conditions(now, retries=True, have_numbers=True)
             with of("first of all keys"):
-                await key_queues.read_queues_of_rank(connection, rank, tasks, 5, values, True)
+                await key_queues.read_queues_of_rank(connection, rank, tasks, 5, 5, conditions)
         with of("start with a limit"):
             await enqueue.write(connection, Starts((StartRequest(Startable.of(task), params),)), "")
         with of("keys"):

@@ -135,7 +135,7 @@ IN_ORDER = {
     r"|ix_batch_limits_failed)|(SCAN|Seq Scan on) batch_schedules"
     r"|Seq Scan on batch_(incidents|limits|tasks t_\d)",
     **dict.fromkeys(("claim", "claim retries"), r"USING INDEX ix_batch_runs_high$"),
-    "claim with a limit": r"Seq Scan on batch_limits l$|USING INDEX ix_batch_runs_(high|held)$",
+    "claim with a limit": r"USING INDEX ix_batch_runs_(high|held)$",
     "first of all keys": r"SCAN q USING INDEX uq_batch_runs_exclusive$",
     "function of a limit": r"USING INDEX ix_batch_limits_failed|Seq Scan on batch_limits l$",
     "send": r"USING INDEX ix_batch_outbox_unsent",

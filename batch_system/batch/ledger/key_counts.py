@@ -38,20 +38,31 @@ _RUNNING = sql.statement(
 ).columns(runs.c.exclusive)
 
 
-async def number_running(connection: AsyncConnection, prefix: str, most: int) -> int:
-    """How many runs of a limit are running, over all its keys, counted up to `most`."""
-    values = {"prefix": prefix, "length": len(prefix), "most": most}
-    return int((await connection.execute(_ALL_RUNNING, values)).scalar_one())
+async def running_of_limits(
+    connection: AsyncConnection, prefixes: Iterable[str], most: int
+) -> dict[str, int]:
+    """How many runs of each of these limits are running, over all its keys, counted up to `most`.
+    A limit is given by the prefix of its queues.
+    """
+    kind = connection.dialect.name
+    rows = json_rows.encode([{"prefix": prefix} for prefix in prefixes], kind)
+    found = await connection.execute(_of_limits(kind), {"rows": rows, "most": most})
+    return {row.prefix: row.number for row in found}
 
 
-# In the order of the index, PostgreSQL skips the entries of runs that have ended.
-_ALL_RUNNING = sql.statement(
-    "SELECT count(*) FROM (SELECT exclusive FROM batch_runs "
-    f"WHERE {HOLDS_LANE_SQL} AND exclusive IS NOT NULL "
-    "AND substr(exclusive, 1, :length) = :prefix ORDER BY exclusive LIMIT :most) AS w",
-    length=Integer(),
-    most=Integer(),
-)
+@cache
+def _of_limits(kind: str) -> TextualSelect:
+    prefix = Column("prefix", runs.c.exclusive.type)
+    # PostgreSQL starts no other processes for a query of a row, which take longer than the query.
+    # In the order of the index it skips the entries of runs that have ended.
+    statement = sql.statement(
+        "SELECT v.prefix, (SELECT count(*) FROM (SELECT exclusive FROM batch_runs "
+        f"WHERE {HOLDS_LANE_SQL} AND exclusive IS NOT NULL "
+        "AND substr(exclusive, 1, length(v.prefix)) = v.prefix "
+        f"ORDER BY exclusive LIMIT :most) AS w) FROM {json_rows.source([prefix], kind)}",
+        most=Integer(),
+    )
+    return statement.columns(prefix, Column("number", Integer))
 
 
 async def numbers_waiting(

@@ -122,14 +122,17 @@ async def _taken(connection: AsyncConnection, names: Iterable[str]) -> dict[str,
     return taken
 
 
-def free_lanes(lanes: int, taken: set[int]) -> list[int]:
-    """The numbers of the lanes that a run may take, smallest first.
+def free_lanes(lanes: int, taken: set[int], most: int | None = None) -> list[int]:
+    """The numbers of the first `most` lanes that a run may take, smallest first; without `most`,
+    of all of them.
 
     Lanes above `lanes` may be taken, too, if the limit was higher before. They count, so that at
     most `lanes` runs are running.
     """
-    untaken = [lane for lane in range(1, lanes + 1) if lane not in taken]
-    return untaken[: max(0, lanes - len(taken))]
+    free = max(0, lanes - len(taken))
+    if most is not None:
+        free = min(free, most)
+    return [lane for lane in range(1, free + len(taken) + 1) if lane not in taken][:free]
 
 
 async def heads_by_rules(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -66,24 +67,50 @@ def _next(place: str, retries: bool) -> str:
     return f"SELECT min(queue) FROM ({' UNION ALL '.join(jumps)}) AS n" if retries else jumps[0]
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a look at `now` has to read.
+
+    Attributes:
+      retries: Whether retries are due.
+      have_numbers: Whether functions return the numbers of some limits.
+    """
+
+    now: datetime
+    retries: bool
+    have_numbers: bool
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values for a statement."""
+        return {"now": self.now} if self.retries else {}
+
+
 @dataclass
 class Queue:
     """A queue with waiting runs: the first of them, and the lanes that runs hold, each with whether
-    its run is queued because it goes on after its parts.
+    its run is queued because it goes on after its parts. `number`: how many of its runs may run at
+    once, if a function has returned that.
     """
 
     name: str
     taken: dict[int, bool]
+    number: int | None
     heads: list[Head]
 
 
 async def read_queues(
-    connection: AsyncConnection, after: Mapping[str, str], values: Mapping[str, Any], retries: bool
+    connection: AsyncConnection,
+    after: Mapping[str, str],
+    size: int,
+    each: int,
+    conditions: Conditions,
 ) -> dict[str, list[Queue]]:
-    """The next queues of each task behind `after`, each with its first runs. `values`: `size`, how
-    many queues; `each`, how many runs of each; and `now` with `retries`.
+    """The next `size` queues of each task behind `after`, with the first runs of each; `each`: how
+    many.
     """
-    statement = _queues(connection.dialect.name, retries, are_named=False)
+    statement = _queues(connection.dialect.name, conditions, are_named=False)
+    values = {"size": size, "each": each, **conditions.values}
     found: dict[str, list[Queue]] = {task: [] for task in after}
     for task, queue in await _read(connection, statement, after.items(), values):
         found[task].append(queue)
@@ -95,19 +122,20 @@ async def read_queues_of_rank(
     rank: int,
     tasks: Collection[str],
     most: int,
-    values: Mapping[str, Any],
-    retries: bool,
+    each: int,
+    conditions: Conditions,
 ) -> dict[str, list[Queue]]:
     """The queues of these tasks in which runs of this rank wait, each with the first of these; the
     longest waiting first. `rank`: JOINING or INTERRUPTED, which go before the others of their
     queue. `most`: how many such runs are read to find the queues, of each task with INTERRUPTED.
-    `values`: as above, without `size`.
+    `each`: as above.
     """
     kind = connection.dialect.name
     rows = json_rows.encode([{"task": task} for task in tasks], kind)
     waiting = await connection.execute(_of_rank(rank, kind), {"rows": rows, "most": most})
     places = dict.fromkeys((task, queue) for task, queue in waiting)
-    statement = _queues(kind, retries, are_named=True)
+    statement = _queues(kind, conditions, are_named=True)
+    values = {"each": each, **conditions.values}
     found: dict[str, list[Queue]] = {task: [] for task in tasks}
     queues = await _read(connection, statement, places, values) if places else []
     order = {place: number for number, place in enumerate(places)}
@@ -127,9 +155,9 @@ async def _read(
     rows = [{"task": task, "exclusive": queue} for task, queue in places]
     parameters = {"rows": json_rows.encode(rows, connection.dialect.name), **values}
     found: list[tuple[str, Queue]] = []
-    for task, name, taken, *head in await connection.execute(statement, parameters):
+    for task, name, taken, number, *head in await connection.execute(statement, parameters):
         if not found or (found[-1][0], found[-1][1].name) != (task, name):
-            found.append((task, Queue(name, _lanes(taken), [])))
+            found.append((task, Queue(name, _lanes(taken), number, [])))
         if head[0] is not None:
             found[-1][1].heads.append(Head(*head))
     return found
@@ -184,9 +212,13 @@ def _lanes(taken: str | None) -> dict[int, bool]:
     return {int(each.rstrip("q")): each.endswith("q") for each in (taken or "").split()}
 
 
-@cache
-def _queues(kind: str, retries: bool, are_named: bool) -> TextualSelect:
+def _queues(kind: str, conditions: Conditions, are_named: bool) -> TextualSelect:
     """`are_named`: these queues themselves, and not those behind them."""
+    return _statement(kind, conditions.retries, conditions.have_numbers, are_named)
+
+
+@cache
+def _statement(kind: str, retries: bool, have_numbers: bool, are_named: bool) -> TextualSelect:
     source = json_rows.source([runs.c.task, runs.c.exclusive], kind)
     recursion = "" if are_named else f"{_recursion(source, retries)} "
     queues = (
@@ -196,17 +228,22 @@ def _queues(kind: str, retries: bool, are_named: bool) -> TextualSelect:
         "WHERE w.exclusive IS NOT NULL"
     )
     first = queue_rows.first("exclusive = v.exclusive", ":each", retries)
+    number = "(SELECT l.number FROM batch_limits l WHERE l.queue = v.exclusive)"
     head = ", ".join(f"r.{c.name}" for c in HEAD_COLUMNS)
     types = {} if are_named else {"size": Integer()}
     statement = sql.statement(
-        f"{recursion}SELECT v.task, v.exclusive, v.taken, {head} FROM ({queues}) AS v "
+        f"{recursion}SELECT v.task, v.exclusive, v.taken, "
+        f"{number if have_numbers else 'NULL'} AS lanes, {head} FROM ({queues}) AS v "
         f"LEFT JOIN batch_runs r ON {sql.among('r.id', first, kind)} "
         "ORDER BY v.task, v.number, v.exclusive, r.rank, r.due_at, r.id",
         each=Integer(),
         **types,
         **queue_rows.types(retries),
     )
-    queue = Column("queue", runs.c.exclusive.type)
-    return statement.columns(
-        Column("of_task", runs.c.task.type), queue, Column("taken", Text), *HEAD_COLUMNS
-    )
+    queue = [
+        Column("of_task", runs.c.task.type),
+        Column("queue", runs.c.exclusive.type),
+        Column("taken", Text),
+        Column("lanes", Integer),
+    ]
+    return statement.columns(*queue, *HEAD_COLUMNS)

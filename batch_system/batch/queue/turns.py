@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import repeat, zip_longest
 from math import ceil
-from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,7 +19,13 @@ from batch_system.batch.ledger import key_counts, rates
 from batch_system.batch.ledger.states import Rank, RunState
 from batch_system.batch.queue import concurrency
 from batch_system.batch.queue.concurrency import Head, free_lanes
-from batch_system.batch.queue.key_queues import Queue, last_served, read_queues, read_queues_of_rank
+from batch_system.batch.queue.key_queues import (
+    Conditions,
+    Queue,
+    last_served,
+    read_queues,
+    read_queues_of_rank,
+)
 from batch_system.batch.tasks.limit import Queueing
 from batch_system.database import name_locks
 
@@ -111,8 +116,10 @@ class Look:
         """
         self._connection = connection
         self._queueings = {each.task: each for each in limited}
-        self._now = now
-        self._retries = retries
+        have_numbers = any(
+            each.limit is not None and each.limit.is_dynamic for each in self._queueings.values()
+        )
+        self._conditions = Conditions(now, retries, have_numbers)
         self._most = most
         self._turns = turns
         self._locks = locks
@@ -141,7 +148,7 @@ class Look:
             await self._give_to_urgent()
         left = dict.fromkeys(task for task in self._found if self._is_left(task))
         await self._turns.begin(self._connection, left)
-        windows = Windows(self._connection, self._turns, self._now, self._retries)
+        windows = Windows(self._connection, self._turns, self._conditions)
         for size in sizes(most, len(left)) if left else ():
             for task, queues in (await windows.following(left, size, most)).items():
                 before = len(self._found[task])
@@ -190,10 +197,9 @@ class Look:
         """
         if not rooms:
             return
-        values = {"each": max(rooms.values())} | ({"now": self._now} if self._retries else {})
-        most = max(*rooms.values(), MOST_FIRST)
+        each = max(rooms.values())
         found = await read_queues_of_rank(
-            self._connection, rank, rooms, most, values, self._retries
+            self._connection, rank, rooms, max(each, MOST_FIRST), each, self._conditions
         )
         for task, queues in found.items():
             await self._give(task, queues, rooms[task])
@@ -204,7 +210,7 @@ class Look:
         """
         its, found = self._queueings[task], self._found[task]
         chosen = {head.id for head in found}
-        heads = await _of_window(self._connection, its, queues, self._lanes, chosen)
+        heads = _of_window(its, queues, self._lanes, chosen)
         if its.rate is not None:
             await self._read_places(its, [head.exclusive or "" for head in heads])
             heads = _within_rate(heads, its, self._turns, self._places, room)
@@ -219,7 +225,7 @@ class Look:
         buckets = {queueing.bucket_of(queue) for queue in queues} - turns.places.keys()
         if buckets:
             numbers = dict.fromkeys(buckets, queueing.rate.number)
-            found = await rates.places(self._connection, numbers, self._now, self._locks)
+            found = await rates.places(self._connection, numbers, self._conditions.now, self._locks)
             turns.are_locked |= bool(found.locked)
             turns.places |= {bucket: found.free.get(bucket, []) for bucket in buckets}
 
@@ -227,13 +233,10 @@ class Look:
 class Windows:
     """The queues that one look reads, a window of each task after the other."""
 
-    def __init__(
-        self, connection: AsyncConnection, turns: Turns, now: datetime, retries: bool
-    ) -> None:
+    def __init__(self, connection: AsyncConnection, turns: Turns, conditions: Conditions) -> None:
         self._connection = connection
         self._turns = turns
-        self._now = now
-        self._retries = retries
+        self._conditions = conditions
         self._after: dict[str, str] = {}
 
     async def following(
@@ -244,14 +247,12 @@ class Windows:
         """
         # Tasks that have few queues have to fill the room with the runs of those.
         number = min(self._turns.numbers.get(task, 1) for task in tasks)
-        each = most / size if number >= size else 2 * most / number
-        values: dict[str, Any] = {"size": size, "each": min(most, ceil(each))}
-        values |= {"now": self._now} if self._retries else {}
+        each = min(most, ceil(most / size if number >= size else 2 * most / number))
         after = {task: self._after.get(task, self._turns.after(task)) for task in tasks}
-        found = await read_queues(self._connection, after, values, self._retries)
+        found = await read_queues(self._connection, after, size, each, self._conditions)
         missing = {task: "" for task in tasks if len(found[task]) < size and after[task]}
         if missing:
-            first = await read_queues(self._connection, missing, values, self._retries)
+            first = await read_queues(self._connection, missing, size, each, self._conditions)
             for task, queues in first.items():
                 known = {queue.name for queue in found[task]}
                 found[task] += [queue for queue in queues if queue.name not in known]
@@ -263,8 +264,7 @@ class Windows:
         return found
 
 
-async def _of_window(
-    connection: AsyncConnection,
+def _of_window(
     queueing: Queueing,
     queues: Sequence[Queue],
     given: Mapping[str, Sequence[int]],
@@ -275,12 +275,13 @@ async def _of_window(
     them.
     """
     assert queueing.limit is not None
-    numbers = await concurrency.numbers_of(
-        connection, queueing.limit, [queue.name for queue in queues]
-    )
+    limit = queueing.limit
     of_queues = []
     for queue in queues:
-        free = free_lanes(numbers[queue.name], {*queue.taken, *given.get(queue.name, ())})
+        number = queue.number if limit.is_dynamic else None
+        lanes = limit.usual if number is None else number
+        taken = {*queue.taken, *given.get(queue.name, ())}
+        free = free_lanes(lanes, taken, len(queue.heads))
         own = []
         for head in queue.heads:
             if head.id in chosen:
@@ -304,19 +305,19 @@ async def _room_of_totals(
     the limit until the commit; what another node has locked is left for the next look. On SQLite
     there is one writer at a time.
     """
-    turns.are_locked = False
-    room: dict[str, int] = {}
-    for each in sorted(limited, key=lambda each: each.prefix):
-        if each.limit is None or each.limit.total is None or each.prefix in room:
-            continue
-        if locks and await name_locks.held_elsewhere(connection, [f"batch limit {each.prefix}"]):
-            turns.are_locked = True
-            room[each.prefix] = 0
-        else:
-            total = each.limit.total
-            running = await key_counts.number_running(connection, each.prefix, total)
-            room[each.prefix] = total - running
-    return room
+    totals = {
+        each.prefix: each.limit.total
+        for each in limited
+        if each.limit is not None and each.limit.total is not None
+    }
+    names = {f"batch limit {prefix}": prefix for prefix in totals} if locks else {}
+    locked = {names[name] for name in await name_locks.held_elsewhere(connection, names)}
+    turns.are_locked = bool(locked)
+    if not (counted := totals.keys() - locked):
+        return dict.fromkeys(totals, 0)
+    most = max(totals.values())
+    running = await key_counts.running_of_limits(connection, counted, most)
+    return {prefix: max(0, total - running.get(prefix, total)) for prefix, total in totals.items()}
 
 
 def _within_rate(
