@@ -15,6 +15,7 @@ from batch_system import Limit, clock, limit_changed
 from batch_system.batch.firing import limit_functions
 from batch_system.batch.firing.limit_functions import LimitFunctions
 from batch_system.batch.ledger import limit_numbers
+from batch_system.batch.ledger.tables import runs
 from batch_system.batch.nodes.outage import Outage
 from batch_system.batch.queue import enqueue
 from batch_system.batch.tasks.registry import Task
@@ -80,6 +81,23 @@ async def test_until_the_function_has_returned_the_default_holds(ledger: Databas
     await queue(ledger, tasks["mail"], *["acme"] * 5)
     await claim(ledger, tasks)
     assert await tenants(ledger) == {"acme": 2}
+
+
+async def test_a_task_whose_limit_has_no_function_any_more_has_its_own_number(
+    ledger: Database,
+) -> None:
+    by_function = Limit(plan_of, key="tenant", default=1)
+    before = await know(ledger, limited(by_function), limited(by_function, "other"))
+    await queue(ledger, before["mail"], *["acme"] * 5)
+    await queue(ledger, before["other"], *["acme"] * 5)
+    await asking(ledger, before).look()
+    tasks = await know(ledger, limited(Limit(2, key="tenant")), limited(by_function, "other"))
+    await claim(ledger, tasks)
+    async with ledger.reader.connect() as connection:
+        running = await connection.execute(
+            select(runs.c.task, func.count()).where(runs.c.state == "running").group_by("task")
+        )
+        assert dict(running.all()) == {"mail": 2, "other": 3}
 
 
 async def test_a_lower_number_lets_running_runs_end(ledger: Database) -> None:
