@@ -13,8 +13,11 @@ from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
+from sqlalchemy import select
 
 from batch_system.batch.cron.zones import zone_of
+from batch_system.batch.ledger.states import Rank
+from batch_system.batch.ledger.tables import runs
 from batch_system.errors import InvalidParameters
 from batch_system.operations.tasks import details
 from batch_system.pages.frame.forms import local_path, wrong_in
@@ -203,15 +206,24 @@ async def test_an_action_leads_to_no_other_site(people: People, given: str) -> N
     assert done.headers["location"] == "/tasks/report"
 
 
-async def test_a_start_has_a_note_and_an_instant_in_the_zone_of_the_viewer(people: People) -> None:
+async def test_a_start_has_a_note_a_priority_and_an_instant_in_the_zone_of_the_viewer(
+    people: People,
+) -> None:
     given = {"param-month": "2", "at": "2027-03-01T09:30", "note": "the month was wrong"}
+    given["priority"] = "high"
     wrong = await people.operator.send("/tasks/payroll/start", 422, **{**given, "at": "soon"})
     assert mistakes_in(wrong.text) == {"at": "at: allowed is an instant such as 2026-10-24T18:00"}
     assert 'value="soon"' in wrong.text and ">the month was wrong</textarea>" in wrong.text
+    assert '<option value="high" selected>' in wrong.text
+    odd = await people.operator.send("/tasks/payroll/start", 422, **{**given, "priority": "most"})
+    assert mistakes_in(odd.text)["priority"] == "priority is 'most'; allowed: high, low"
     done = await people.operator.send("/tasks/payroll/start", **given)
     run = done.headers["location"].removeprefix("/runs/")
     waits = (await people.served.operations(ShowBlocker(run=run))).awaits
     assert [each.at for each in waits] == [datetime(2027, 3, 1, 9, 30, tzinfo=UTC)]
+    async with people.served.operations.context.databases.changing() as connection:
+        rank = select(runs.c.rank).where(runs.c.id == run)
+        assert (await connection.execute(rank)).scalar_one() == Rank.INTERRUPTED
     (change,) = (
         await people.served.operations(ListChanges(action="run.start", task="payroll", limit=1))
     ).changes

@@ -211,6 +211,7 @@ async def ask_to_start(request: Request, viewer: Viewer) -> str:
     wrongs = {wrong.field: wrong.words, **wrong.others} if wrong is not None else {}
     named = {each.field: (f"p-{each.name}", each.name) for each in fields}
     named |= {"at": ("f-at", "the instant"), "note": ("f-note", "the note")}
+    named["priority"] = ("f-priority", "the priority")
     return await render(
         "start.html",
         **await shell_of(viewer, "tasks", f"Start {task.name}"),
