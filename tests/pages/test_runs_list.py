@@ -12,10 +12,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Table, insert, update
 
 from batch_system import clock
 from batch_system.batch.ledger import run_query, tables
+from batch_system.batch.ledger.incidents.tables import incidents
+from batch_system.batch.ledger.tables import new_id
 from batch_system.operations.runs import listing
 from batch_system.operations.runs.results import RunPage
 from batch_system.pages.frame import files
@@ -42,9 +44,13 @@ async def make(people: People, *values: Mapping[str, object]) -> list[str]:
         row_of(**{"created_at": now - timedelta(minutes=n), **each})
         for n, each in enumerate(values)
     ]
-    async with people.served.service.ledger.engine.begin() as connection:
-        await connection.execute(insert(tables.runs), [{**NOTHING, **row} for row in rows])
+    await insert_into(people, tables.runs, *({**NOTHING, **row} for row in rows))
     return [str(row["id"]) for row in rows]
+
+
+async def insert_into(people: People, table: Table, *rows: Mapping[str, object]) -> None:
+    async with people.served.service.ledger.engine.begin() as connection:
+        await connection.execute(insert(table), [dict(row) for row in rows])
 
 
 async def csv_of(people: People, query: str) -> list[dict[str, str]]:
@@ -284,6 +290,14 @@ async def test_a_run_that_ends_while_its_page_is_made_is_on_it_once(
     assert (await people.viewer.page("/runs")).count(f'<tr id="r-{run}"') == 1
 
 
+def said_in(html: str) -> list[str]:
+    """What each line says in its column "Reason, result or place"."""
+    return [
+        " ".join(unescape(re.sub("<[^>]+>", " ", cell)).split())
+        for cell in re.findall(r'<td class="why">(.*?)</td>', html, re.DOTALL)
+    ]
+
+
 async def test_a_line_says_how_many_items_its_runs_have_processed(people: People) -> None:
     equal = {"task": "equal", "state": "succeeded", "fingerprint": None, "message": "done"}
     ended = {"task": "ended", "state": "succeeded", "message": "31 prices changed"}
@@ -294,14 +308,68 @@ async def test_a_line_says_how_many_items_its_runs_have_processed(people: People
         {"task": "broken", "reason": "OSError: full", "count": 5, "total": 31_000},
         {"task": "counts nothing", "reason": "OSError: gone"},
     )
-    html = await people.viewer.page("/runs")
-    said = [
-        " ".join(re.sub("<[^>]+>", " ", cell).split())
-        for cell in re.findall(r'<td class="why">(.*?)</td>', html, re.DOTALL)
-    ]
-    assert said[-4:] == [
+    assert said_in(await people.viewer.page("/runs"))[-4:] == [
         "×3 2,300 items together",
         "31 prices changed · 1 item",
         "OSError: full · 5 of 31,000 items",
         "OSError: gone",
     ]
+
+
+async def test_a_line_says_what_its_run_has_returned(people: People) -> None:
+    good = {"state": "succeeded", "fingerprint": None, "origin": "schedule"}
+    results = (
+        {"by": "<b>", "left": [1, None], "rows": 4118},
+        {"rows": 1, "password": "4711 of Ann"},
+        31,
+        "x" * 300,
+        None,
+    )
+    made = [{**good, "task": f"task {n}", "result": each} for n, each in enumerate(results)]
+    await make(people, *made, {**good, "task": "payroll", "result": "4712 of Ann"})
+    said = said_in(await people.viewer.page("/runs"))
+    assert said == [
+        "by: <b>, left: [1, null], rows: 4,118",
+        "rows: 1, password: ***",
+        "31",
+        *[""] * 3,
+    ]
+    assert said_in(await people.operator.page("/runs"))[-1] == "4712 of Ann"
+
+
+async def test_a_line_says_who_asked_for_its_run_and_why_and_who_takes_care_of_it(
+    people: People,
+) -> None:
+    for task in ("report", "payroll"):
+        await people.operator.send(f"/tasks/{task}/start", note="recount after the delivery")
+    incident = new_id()
+    values = {"id": incident, "kind": "failed", "task": "broken", "subject": "", "text": "OSError"}
+    times = dict.fromkeys(("opened_at", "last_at", "acknowledged_at"), clock.now())
+    await insert_into(
+        people,
+        incidents,
+        {**values, **times, "acknowledged_by": "jonas", "count": 1, "successes": 0},
+    )
+    await make(people, {"task": "broken", "reason": "OSError: full", "acknowledged": incident})
+
+    async def are_over() -> bool:
+        return "Still going on" not in await people.viewer.page("/runs")
+
+    await until(are_over)
+    assert sorted(said_in(await people.viewer.page("/runs"))) == [
+        "acknowledged by jonas · OSError: full",
+        "by operator",
+        "operator: “recount after the delivery” · day: today",
+    ]
+
+
+async def test_a_line_says_what_holds_a_queued_run(people: People) -> None:
+    held = {"task": "report", "fingerprint": None, "exclusive": "report", "lane": 0}
+    old = clock.now() - timedelta(hours=1)
+    running, _ = await make(
+        people,
+        {**held, "state": "running", "due_at": old},
+        {**held, "state": "queued", "due_at": old, "attempt": 0},
+    )
+    said = said_in(await people.viewer.page("/runs"))
+    assert said == ["", f"waits for run {running[-8:]} of the same task"]

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from batch_system.batch.incidents.durations import Durations, UsualDurations
 from batch_system.batch.incidents.forecast import ends_by_progress
 from batch_system.batch.incidents.watched import WatchedTask, watched_tasks
-from batch_system.batch.ledger import database_time, pools, queue_rows
+from batch_system.batch.ledger import database_time, json_rows, pools, queue_rows
 from batch_system.batch.ledger.states import RunState
 from batch_system.batch.ledger.tables import HELD_SQL, RETRYING_SQL, runs, tasks
 from batch_system.batch.ledger.tasks import SECRET_TAG
@@ -149,6 +149,19 @@ async def waiting_of(
         return Waiting(**of_run, blocker=None, eta=None)
     found = await _waits(row, await _present(connection, living, now))
     return Waiting(**of_run, blocker=found.blocker, eta=found.eta)
+
+
+async def blockers_of(
+    connection: AsyncConnection, ids: Sequence[str], living: Sequence[Node], now: datetime
+) -> dict[str, Blocker]:
+    """What holds each of these queued runs, by its id. A run that nothing is known to hold is left
+    out.
+    """
+    present = await _present(connection, living, now)
+    theirs = json_rows.is_among(runs.c.id, ids, connection.dialect.name)
+    rows = (await connection.execute(select(*_COLUMNS).where(theirs))).all()
+    found = {row.id: await _blocker(row, present) for row in rows}
+    return {run: blocker for run, blocker in found.items() if blocker is not None}
 
 
 async def _present(connection: AsyncConnection, living: Sequence[Node], now: datetime) -> Present:

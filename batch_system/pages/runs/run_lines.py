@@ -11,10 +11,14 @@ from statistics import median
 from typing import Any
 
 from batch_system.batch.ledger.states import ACTIVE, RunState
+from batch_system.escaping import brief, to_json
 from batch_system.operations.asking.results import RunShort, RunSummary
 from batch_system.operations.incidents.results import Incident
+from batch_system.operations.runs.blocking import blocker_in_words
+from batch_system.operations.runs.remarks import Remark
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.viewer import Viewer
+from batch_system.words import short
 
 LEAST, LEAST_FAILED = 3, 2
 """So many equal runs are one line."""
@@ -113,6 +117,36 @@ def seconds_of(run: RunShort[Any], now: datetime) -> float | None:
     if run.began_at is None:
         return None
     return ((run.finished_at or now) - run.began_at).total_seconds()
+
+
+def remark_in_words(remark: Remark) -> str:
+    """What holds the run; else who asked for it and why, and what it has returned. Empty if there
+    is nothing to say.
+    """
+    if (blocker := remark.blocker) is not None:
+        if blocker.kind == "run" and blocker.run is not None:
+            return f"waits for run {short(blocker.run)} of the same task"
+        words = blocker_in_words(blocker)
+        return f"waits {words}" if words.startswith("for ") else words
+    result = _result_in_brief(remark.result) if remark.result is not None else ""
+    if remark.note:
+        return " · ".join(filter(None, (f"{remark.by}: “{brief(remark.note)}”", result)))
+    return result or (f"by {remark.by}" if remark.by else "")
+
+
+def _result_in_brief(result: Any) -> str:
+    """A result on one line: an object as its fields, such as "rows: 4,118, skipped: 3"."""
+    if isinstance(result, dict) and result:
+        return ", ".join(f"{name}: {_value_in_brief(value)}" for name, value in result.items())
+    return _value_in_brief(result)
+
+
+def _value_in_brief(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return to_json(value)
 
 
 def parts_of(

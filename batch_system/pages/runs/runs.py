@@ -20,6 +20,7 @@ from batch_system.operations.bulks.results import BulkAction
 from batch_system.operations.incidents.results import Incident
 from batch_system.operations.runs import listing, log_window, pace, phases, quarantine, read
 from batch_system.operations.runs.log_window import LogWindow
+from batch_system.operations.runs.remarks import remarks
 from batch_system.operations.runs.results import MOST_RUNS, RunPage
 from batch_system.operations.why.text import difference_in_words
 from batch_system.pages.charts.waterfall import waterfall
@@ -37,7 +38,13 @@ from batch_system.pages.runs.run_filter import (
     conditions_of,
     given_in,
 )
-from batch_system.pages.runs.run_lines import Line, lines_of, parts_of, seconds_of
+from batch_system.pages.runs.run_lines import (
+    Line,
+    lines_of,
+    parts_of,
+    remark_in_words,
+    seconds_of,
+)
 from batch_system.pages.runs.run_tabs import others_of, tabs_of
 from batch_system.pages.runs.saved_views import views_in
 from batch_system.verbs.incidents import ListIncidents
@@ -75,6 +82,8 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
     outages = await _outages(viewer) if shows_outages else []
     going_on = [Line(run, (run,), seconds_of(run, viewer.now)) for run in active.runs]
     lines = lines_of(over, viewer.now, is_folded, query.get("unfold"))
+    alone = [line.run for line in (*going_on, *lines) if line.number == 1]
+    beside = await remarks(context, alone)
     # A live page gets rows only.
     counts = None if isinstance(viewer, LiveViewer) else await listing.count_states(context, wanted)
     fold, other = ("1", "0") if is_folded else ("0", "1")
@@ -86,6 +95,8 @@ async def show_runs(request: Request, viewer: Viewer) -> str:
         number=len(active.runs) + len(over),
         number_of_lines=len(going_on) + len(lines),
         awaits={**active.awaits, **found.awaits},
+        remarks={run: remark_in_words(each) for run, each in beside.items()},
+        acknowledged={run: by for run, each in beside.items() if (by := each.acknowledged_by)},
         given=given,
         chips=chips_of(given, viewer),
         tabs=tabs_of(given, counts),
