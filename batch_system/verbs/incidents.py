@@ -35,6 +35,12 @@ class ListIncidents(Verb, role="viewer", http=get("/incidents")):
     state: Literal["open", "closed", "all"] = Field("open", description="Which incidents.")
     kind: IncidentKind | None = Field(None, description="Only incidents of this kind.")
     task: TaskName | None = Field(None, description="Only incidents of this task.")
+    owner: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Only incidents of the tasks of this owner: the whole text, or a word of it.",
+    )
     limit: int = Field(
         50, ge=1, le=MOST_INCIDENTS, description="How many incidents the page has at most."
     )
@@ -44,7 +50,7 @@ class ListIncidents(Verb, role="viewer", http=get("/incidents")):
         from batch_system.operations.incidents import read
 
         return await read.list_incidents(
-            context, self.state, self.kind, self.task, self.limit, self.after
+            context, self.state, self.kind, self.task, self.owner, self.limit, self.after
         )
 
 

@@ -624,7 +624,8 @@ async def _send_what_the_watch_sends(plans: Plans, ledger: Database, application
             ):
                 await connection.execute(incidents.listing(10, **conditions))
             for kind in (None, "failed"):
-                await incidents.number_closed(connection, kind, None, 10)
+                await incidents.number_closed(connection, incidents.Like(kind), 10)
+            await incidents.opened_since(connection, now, incidents.ANY, 10)
             await acknowledging.acknowledge(connection, opened.id, "ann", "seen", now + later, now)
             await acknowledging.undo(connection, opened.id, now)
             await incidents.prune(connection, now - timedelta(days=400))

@@ -7,16 +7,17 @@ import io
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from batch_system import clock
 from batch_system.batch.incidents.watch import Watch
 from batch_system.batch.ledger.incidents.tables import incidents
-from batch_system.batch.ledger.tables import new_id
+from batch_system.batch.ledger.people.access_tables import events
+from batch_system.batch.ledger.tables import new_id, tasks
 from batch_system.operations.incidents import read
 from tests.pages.conftest import People
 from tests.pages.conftest import people as people
-from tests.pages.test_runs_list import tabs_in
+from tests.pages.test_runs_list import insert_into, tabs_in
 
 pytestmark = pytest.mark.rest
 
@@ -128,3 +129,70 @@ async def test_a_wrong_filter_is_a_page_that_says_what_is_allowed(people: People
     }
     for path, words in wrong.items():
         assert words in await people.viewer.page(path, 422), path
+
+
+async def test_incidents_are_found_by_the_owner_of_their_task(four: People) -> None:
+    is_report = tasks.c.name == "report"
+    owned = update(tasks).where(is_report).values(monitoring={"owner": "payments #payments-oncall"})
+    async with four.served.service.ledger.engine.begin() as connection:
+        assert (await connection.execute(owned)).rowcount == 1
+    for owner in ("payments", "PAYMENTS", "%23payments-oncall", "payments+%23payments-oncall"):
+        assert await shown(four, f"owner={owner}") == {"one", "four"}, owner
+        assert {row["task"] for row in await rows(four, f"owner={owner}")} == {"report"}
+    assert await shown(four, "owner=pay") == set()
+    html = await four.viewer.page("/incidents?owner=payments&show=over")
+    assert tabs_in(html) == {"All": "2", "Open": "1", "Acknowledged": "0", "Over": "1"}
+    assert "batch incidents --state closed --owner payments" in html
+    assert '<option value="payments #payments-oncall">' in html
+    await four.viewer.page(f"/incidents?owner={'x' * 201}", 422)
+
+
+async def test_it_is_said_how_soon_half_of_the_incidents_of_ninety_days_were_over(
+    people: People,
+) -> None:
+    now = clock.now()
+    assert "90 days" not in await people.viewer.page("/incidents")
+    for hours in (3, 1, 2):
+        at = now - timedelta(days=89)
+        over = {"opened_at": at, "closed_at": at + hours * HOUR, "closed_why": "over"}
+        await put(people, "import", **over)
+    await put(people, "import", **{**over, "opened_at": now - timedelta(days=91)})
+    html = await people.viewer.page("/incidents")
+    assert "90 days: 3 opened, half of them over within 2 h 00 min<" in html
+    for task in ("report", "payroll"):
+        await put(people, task)
+    html = await people.viewer.page("/incidents")
+    assert "90 days: 5 opened, half of them over within 3 h 00 min<" in html
+    await put(people, "sync")
+    await put(people, "report")
+    assert "90 days: 7 opened<" in await people.viewer.page("/incidents")
+
+
+async def test_it_is_said_who_retried_or_backfilled_what_before_an_incident_was_made_good(
+    people: People,
+) -> None:
+    now = clock.now()
+    over = {"closed_at": now - HOUR, "closed_why": "made_good", "opened_at": now - 3 * HOUR}
+    for task in ("report", "import", "payroll"):
+        await put(people, task, **over)
+    by_hand = {"source": "web", "at": now - 2 * HOUR, "actor": "jonas", "action": "run.retry"}
+    bulk = {**by_hand, "action": "bulk.retry", "note": "new token", "at": now - 1.5 * HOUR}
+    filled = {**by_hand, "action": "task.backfill", "after": {"new": 1, "again": 1}}
+    for event in (
+        {**by_hand, "task": "report"},
+        {**bulk, "after": {"count": 20, "request": {"task": "report"}}},
+        {**bulk, "after": {"count": 99, "request": {}}},
+        {**bulk, "at": now, "after": {"count": 99, "request": {"task": "report"}}},
+        {**by_hand, "task": "report", "actor": "mara"},
+        {**by_hand, "task": "import"},
+        {**filled, "task": "import", "actor": "mara", "at": now - 1.5 * HOUR},
+        {**by_hand, "task": "payroll", "note": "4711 of Ann"},
+    ):
+        await insert_into(people, events, {"id": new_id(), **event})
+    html = await people.operator.page("/incidents?show=over")
+    said = {"jonas retried 21 runs: “new token”", "mara backfilled 2 slots"}
+    for words in (*said, "jonas retried 1 run: “4711 of Ann”"):
+        assert f"<td>{words}</td>" in html, words
+    html = await people.viewer.page("/incidents?show=over")
+    for words in (*said, "jonas retried 1 run"):
+        assert f"<td>{words}</td>" in html, words

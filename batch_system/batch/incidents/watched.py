@@ -197,6 +197,18 @@ async def answering(connection: AsyncConnection, names: Collection[str]) -> dict
     return {name: Answering(declared["owner"], declared["runbook"]) for name, declared in said}
 
 
+async def owned_by(connection: AsyncConnection, owner: str) -> frozenset[str]:
+    """The tasks of the ledger whose owner is this text, or has it as a word, whatever the case."""
+    rows = await connection.execute(
+        select(tasks.c.name, cast(tasks.c.monitoring, Text).label("monitoring"))
+    )
+    said = ((row.name, _declared(row.monitoring)["owner"] or "") for row in rows)
+    wanted = owner.casefold()
+    return frozenset(
+        name for name, text in said if wanted in (lowered := text.casefold(), *lowered.split())
+    )
+
+
 async def _few(connection: AsyncConnection, which: ColumnElement[bool]) -> WatchedTasks:
     rows = (await connection.execute(_query().where(which))).all()
     mutes = await open_windows(connection, MaintenanceKind.MUTE) if rows else ()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import cache
+from statistics import median_low
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Select, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.incidents import problem as one_error
-from batch_system.batch.ledger import chains
+from batch_system.batch.incidents.watched import owned_by
+from batch_system.batch.ledger import chains, database_time, json_rows
 from batch_system.batch.ledger.incidents import incidents, outbox
+from batch_system.batch.ledger.incidents.incidents import Like
 from batch_system.batch.ledger.incidents.tables import OPEN_SQL
 from batch_system.batch.ledger.incidents.tables import incidents as incident_table
 from batch_system.batch.ledger.states import CLOSE_BY_THEMSELVES, OF_RUNS, IncidentKind
@@ -33,8 +37,21 @@ from batch_system.operations.incidents.results import (
 from batch_system.operations.people.redacting import hidden_tasks
 
 COUNTED = 1_000
-"""Closed incidents are counted up to this number."""
+"""Incidents are counted up to this number."""
+LATELY = timedelta(days=90)
 NO_NUMBERS: Mapping[str, int] = MappingProxyType({})
+
+
+class Numbers(NamedTuple):
+    """How many of the newest COUNTED closed incidents are like this (`closed`), and whether there
+    are no others; how many of these were opened within LATELY, and within how many seconds half of
+    them were over; None if half of them are open.
+    """
+
+    closed: int = 0
+    is_all: bool = True
+    opened: int = 0
+    half_over_within: float | None = None
 
 
 async def list_incidents(
@@ -42,11 +59,12 @@ async def list_incidents(
     state: Literal["open", "closed", "all"] = "open",
     kind: IncidentKind | None = None,
     task: str | None = None,
+    owner: str | None = None,
     limit: int = 50,
     after: str | None = None,
 ) -> IncidentPage:
-    """A page of at most `limit` incidents. Raises InvalidParameters for a cursor that no page
-    has given.
+    """A page of at most `limit` incidents. `owner`: only those of its tasks. Raises
+    InvalidParameters for a cursor that no page has given.
     """
     limit = min(limit, MOST_INCIDENTS)
     before = parse_cursor(after) if after is not None else None
@@ -54,7 +72,8 @@ async def list_incidents(
     async with context.databases.reading() as connection:
         if connection is None:
             return IncidentPage(incidents=[], after=None)
-        query = incidents.listing(limit + 1, before, is_open=is_open, kind=kind, task=task)
+        like = await _like(connection, kind, task, owner)
+        query = incidents.listing(limit + 1, before, is_open=is_open, like=like)
         rows = (await connection.execute(query)).all()
         hidden = await hidden_tasks(connection, context)
         numbers = await open_runs_of(connection, rows)
@@ -63,16 +82,37 @@ async def list_incidents(
     return IncidentPage(incidents=listed, after=key)
 
 
-async def number_closed(
-    context: Context, kind: IncidentKind | None = None, task: str | None = None
-) -> tuple[int, bool]:
-    """How many of the newest COUNTED closed incidents are like this, and whether there are no
-    others.
-    """
+async def numbers(
+    context: Context,
+    kind: IncidentKind | None = None,
+    task: str | None = None,
+    owner: str | None = None,
+) -> Numbers:
+    """How many incidents like this there are."""
     async with context.databases.reading() as connection:
         if connection is None:
-            return 0, True
-        return await incidents.number_closed(connection, kind, task, COUNTED)
+            return Numbers()
+        like = await _like(connection, kind, task, owner)
+        closed, is_all = await incidents.number_closed(connection, like, COUNTED)
+        since = await database_time.now_of(connection) - LATELY
+        opened = await incidents.opened_since(connection, since, like, COUNTED)
+    open_for_ever = float("inf")
+    seconds = [
+        (row.closed_at - row.opened_at).total_seconds() if row.closed_at else open_for_ever
+        for row in opened
+    ]
+    half = median_low(seconds) if seconds else open_for_ever
+    return Numbers(closed, is_all, len(opened), half if half < open_for_ever else None)
+
+
+async def _like(
+    connection: AsyncConnection, kind: IncidentKind | None, task: str | None, owner: str | None
+) -> Like:
+    if owner is None:
+        return Like(kind, task)
+    names = await owned_by(connection, owner)
+    among = json_rows.is_among(incident_table.c.task, sorted(names), connection.dialect.name)
+    return Like(kind, task, among)
 
 
 async def number_waiting(connection: AsyncConnection) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,9 +17,12 @@ from batch_system.batch.incidents.watched import NOBODY, Answering, answering
 from batch_system.batch.ledger.states import CLOSE_BY_THEMSELVES, OF_RUNS, IncidentKind
 from batch_system.errors import InvalidParameters
 from batch_system.operations.incidents import read
+from batch_system.operations.incidents.menders import Mender, menders
+from batch_system.operations.incidents.read import Numbers
 from batch_system.operations.incidents.results import MOST_INCIDENTS, Incident
 from batch_system.pages.frame import formatting
 from batch_system.pages.frame.files import list_file
+from batch_system.pages.frame.formatting import duration
 from batch_system.pages.frame.render import render
 from batch_system.pages.frame.shell import Tab, shell_of
 from batch_system.pages.frame.viewer import Viewer
@@ -30,7 +34,8 @@ STATES = {"open": "open", "acknowledged": "open", "over": "closed"}
 """Which incidents can be shown, each with its state: open ones that nobody takes care of, open ones
 that a person has acknowledged, and closed ones. Without any, all are.
 """
-FILTERS = ("kind", "task")
+FILTERS = ("kind", "task", "owner")
+NOBODY_MENDED: Mapping[str, Mender] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ def said(incident: Incident) -> str:
 
 
 async def show_incidents(request: Request, viewer: Viewer) -> str:
-    """Render the list. `?show=`: which of them, see STATES; `?kind=` and `?task=`: only those.
-    `?after=` is the cursor of a further page of what is over.
+    """Render the list. `?show=`: which of them, see STATES; `?kind=`, `?task=` and `?owner=`: only
+    those. `?after=` is the cursor of a further page of what is over.
     """
     given = _given(request)
     after = request.query_params.get("after") or None
@@ -68,22 +73,18 @@ async def show_incidents(request: Request, viewer: Viewer) -> str:
     names = {each.task for each in (*opened.incidents, *over.incidents) if each.task}
     async with context.databases.reading() as connection:
         owners = await answering(connection, names) if connection is not None else {}
-    closing = [each for each in opened.incidents if each.kind in CLOSE_BY_THEMSELVES]
-    waits = [each for each in opened.incidents if each.kind not in CLOSE_BY_THEMSELVES]
-    needs = [each for each in waits if each.acknowledged_at is None]
-    taken = [each for each in waits if each.acknowledged_at is not None]
+    mended = await menders(context, over.incidents)
     rows = {
-        "needs": _rows(needs[::-1], owners, viewer),
-        "watch": _rows(closing, owners, viewer),
-        "taken": _rows(taken, owners, viewer),
-        "over": _rows(over.incidents, owners, viewer),
+        **{name: _rows(its, owners, viewer) for name, its in _by_need(opened.incidents).items()},
+        "over": _rows(over.incidents, owners, viewer, mended),
     }
-    closed = await read.number_closed(context, **wanted)
+    numbers = await read.numbers(context, **wanted)
     return await render(
         "incidents.html",
         **await shell_of(viewer, "incidents", "Incidents"),
         **rows,
-        tabs=_tabs(given, len(rows["needs"]) + len(rows["watch"]), len(rows["taken"]), closed),
+        tabs=_tabs(given, len(rows["needs"]) + len(rows["watch"]), len(rows["taken"]), numbers),
+        lately=_lately(numbers),
         shows=lambda which: given.get("show", which) == which,
         given=given,
         query=urlencode(given),
@@ -96,7 +97,20 @@ async def show_incidents(request: Request, viewer: Viewer) -> str:
         following=urlencode({**given, "after": over.after}) if over.after else None,
         is_first=after is None,
         has_more=opened.after is not None,
+        owners=sorted({each.owner for each in owners.values() if each.owner}),
     )
+
+
+def _by_need(opened: Sequence[Incident]) -> dict[str, list[Incident]]:
+    """The open incidents: those that need a person, the oldest first; those that a person takes
+    care of; and those that close by themselves.
+    """
+    waits = [each for each in opened if each.kind not in CLOSE_BY_THEMSELVES]
+    return {
+        "needs": [each for each in waits if each.acknowledged_at is None][::-1],
+        "taken": [each for each in waits if each.acknowledged_at is not None],
+        "watch": [each for each in opened if each.kind in CLOSE_BY_THEMSELVES],
+    }
 
 
 async def download_incidents(request: Request, viewer: Viewer) -> Response:
@@ -127,13 +141,21 @@ def _given(request: Request) -> dict[str, str]:
     return given
 
 
-def _tabs(given: Mapping[str, str], opened: int, taken: int, closed: tuple[int, bool]) -> list[Tab]:
-    """All incidents, and those of each state, with their numbers. `closed`: how many are over, and
-    whether that is all.
-    """
-    over, is_all = closed
-    more = "" if is_all else "+"
-    numbers = {
+def _lately(numbers: Numbers) -> str:
+    """How many were opened lately, and how soon half of them were over; empty for none."""
+    if not numbers.opened:
+        return ""
+    opened = f"{formatting.number(numbers.opened)}{'+' if numbers.opened >= read.COUNTED else ''}"
+    words = f"{read.LATELY.days} days: {opened} opened"
+    half = numbers.half_over_within
+    return words if half is None else f"{words}, half of them over within {duration(half)}"
+
+
+def _tabs(given: Mapping[str, str], opened: int, taken: int, numbers: Numbers) -> list[Tab]:
+    """All incidents, and those of each state, with their numbers."""
+    over = numbers.closed
+    more = "" if numbers.is_all else "+"
+    shown = {
         "": f"{opened + taken + over:,}{more}",
         "open": f"{opened:,}",
         "acknowledged": f"{taken:,}",
@@ -146,7 +168,7 @@ def _tabs(given: Mapping[str, str], opened: int, taken: int, closed: tuple[int, 
             number,
             given.get("show", "") == show,
         )
-        for show, number in numbers.items()
+        for show, number in shown.items()
     ]
 
 
@@ -178,12 +200,22 @@ def _command(given: Mapping[str, str]) -> str | None:
     )
 
 
-def _rows(incidents: Sequence[Incident], owners: dict[str, Answering], viewer: Viewer) -> list[Row]:
+def _rows(
+    incidents: Sequence[Incident],
+    owners: Mapping[str, Answering],
+    viewer: Viewer,
+    mended: Mapping[str, Mender] = NOBODY_MENDED,
+) -> list[Row]:
     problems = one_error.groups(incidents, lambda each: each.of_problem)
-    return [_row(problem, owners, viewer) for problem in problems]
+    return [_row(problem, owners, viewer, mended.get(problem[0].id)) for problem in problems]
 
 
-def _row(problem: Sequence[Incident], owners: dict[str, Answering], viewer: Viewer) -> Row:
+def _row(
+    problem: Sequence[Incident],
+    owners: Mapping[str, Answering],
+    viewer: Viewer,
+    mender: Mender | None,
+) -> Row:
     incident = problem[0]
     its = [owners.get(each.task or "", NOBODY) for each in problem]
     number = sum(each.open if each.open is not None else each.count for each in problem)
@@ -204,14 +236,21 @@ def _row(problem: Sequence[Incident], owners: dict[str, Answering], viewer: View
         chip=chip,
         css="succeeded" if incident.closed_why == "made_good" else css,
         icon="circle-check" if incident.closed_why == "made_good" else icon,
-        elapsed=formatting.duration((end - incident.opened_at).total_seconds()),
+        elapsed=duration((end - incident.opened_at).total_seconds()),
         owner=", ".join(sorted({each.owner for each in its if each.owner})) or None,
         runbook=its[0].runbook,
-        ended=_how_it_ended(incident),
+        ended=_how_it_ended(incident, mender),
     )
 
 
-def _how_it_ended(incident: Incident) -> str:
+def _how_it_ended(incident: Incident, mender: Mender | None) -> str:
+    if mender is not None:
+        done = (
+            f"backfilled {formatting.counted(mender.number, 'slot')}"
+            if mender.is_backfill
+            else f"retried {formatting.counted(mender.number, 'run')}"
+        )
+        return f"{mender.by} {done}" + (f": “{mender.note}”" if mender.note else "")
     by = incident.acknowledged_by
     if by is not None:
         return f"{by}: “{incident.note}”" if incident.note else f"{by} acknowledged it"

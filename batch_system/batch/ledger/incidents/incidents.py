@@ -9,7 +9,20 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, case, delete, func, or_, select, text, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    and_,
+    case,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from batch_system.batch.ledger import json_rows
@@ -52,6 +65,27 @@ class Opening:
     def key(self) -> tuple[str, str, str, str]:
         """What an open incident is found by."""
         return (self.kind, self.task, self.subject, self.fingerprint)
+
+
+@dataclass(frozen=True)
+class Like:
+    """Which incidents are wanted: of a `kind`, of a `task`, of a condition on their tasks. None
+    stands for all.
+    """
+
+    kind: str | None = None
+    task: str | None = None
+    among: ColumnElement[bool] | None = None
+
+    @property
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """The same as conditions on the table of incidents."""
+        wanted = ((incidents.c.kind, self.kind), (incidents.c.task, self.task))
+        equal = [column == value for column, value in wanted if value is not None]
+        return equal if self.among is None else [*equal, self.among]
+
+
+ANY = Like()
 
 
 # Incidents of missed slots keep their first details; all others have the newest.
@@ -211,8 +245,7 @@ def listing(
     limit: int,
     before: tuple[datetime, str] | None = None,
     is_open: bool | None = None,
-    kind: str | None = None,
-    task: str | None = None,
+    like: Like = ANY,
     closed_since: datetime | None = None,
 ) -> Select[Any]:
     """A query for a page of incidents, the newest first. `before`: (opened_at, id) of the last one
@@ -232,33 +265,36 @@ def listing(
         query = query.where(
             incidents.c.closed_at.is_(None) if is_open else incidents.c.closed_at.is_not(None)
         )
-    if kind is not None:
-        query = query.where(incidents.c.kind == kind)
-    if task is not None:
-        query = query.where(incidents.c.task == task)
     if closed_since is not None:
         query = query.where(incidents.c.closed_at >= closed_since)
-    return query
+    return query.where(*like.conditions)
 
 
-async def number_closed(
-    connection: AsyncConnection, kind: str | None, task: str | None, most: int
-) -> tuple[int, bool]:
+async def number_closed(connection: AsyncConnection, like: Like, most: int) -> tuple[int, bool]:
     """How many of the `most` incidents that were closed last are like this, and whether there are
     no others.
     """
     looked = (
-        select(incidents.c.id, incidents.c.kind, incidents.c.task)
+        select(case((and_(true(), *like.conditions), 1), else_=0).label("number"))
         .where(incidents.c.closed_at.is_not(None))
         .order_by(incidents.c.closed_at.desc(), incidents.c.id.desc())
         .limit(most + 1)
         .subquery()
     )
-    wanted = {looked.c.kind: kind, looked.c.task: task}
-    conditions = [column == value for column, value in wanted.items() if value is not None]
-    like_this = func.coalesce(func.sum(case((and_(true(), *conditions), 1), else_=0)), 0)
-    row = (await connection.execute(select(func.count(), like_this).select_from(looked))).one()
+    number = func.coalesce(func.sum(looked.c.number), 0)
+    row = (await connection.execute(select(func.count(), number).select_from(looked))).one()
     return min(row[1], most), row[0] <= most
+
+
+async def opened_since(
+    connection: AsyncConnection, since: datetime, like: Like, most: int
+) -> Sequence[Row[datetime, datetime | None]]:
+    """When the newest `most` of the incidents like this were opened and closed, of those that were
+    opened since an instant.
+    """
+    query = listing(most, like=like).where(incidents.c.opened_at >= since)
+    times = query.with_only_columns(incidents.c.opened_at, incidents.c.closed_at)
+    return (await connection.execute(times)).all()
 
 
 async def find(connection: AsyncConnection, incident: str) -> Row[Any] | None:
